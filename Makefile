@@ -1,0 +1,99 @@
+# Every target that README.md and .ci/run name. `make` alone lists them.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Arguments for pytest and for the benchmarks: make test ARGS="-k batching", make bench ARGS=--quick
+ARGS   ?=
+# Servers to compare with; each gets an environment of its own: make bench-deps PEERS="mosec litserve"
+PEERS  ?= mosec
+
+STAMP_VENV := $(VENV)/.stamp-venv
+STAMP_DEMO := $(VENV)/.stamp-demo
+STAMP_DEV  := $(VENV)/.stamp-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help venv install demo test check coverage format bench bench-deps system-deps clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+venv: $(STAMP_VENV) ## make .venv, empty
+
+install: $(STAMP_DEV) ## install rewarm, its tools and its test clients into .venv
+
+demo: $(STAMP_DEMO) ## classify real digits: from zero, in batches, back to zero
+	@$(BIN)/python examples/digits/demo.py $(ARGS)
+
+test: check ## check, then every test
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP_DEV) ## ruff, mypy, import contracts, house style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q tests/unit/test_tidy.py
+
+coverage: $(STAMP_DEV) ## branch coverage of the thinking half, which must be 100 %
+	@$(BIN)/python -m pytest -q --cov --cov-report= --ignore tests/e2e
+	@$(BIN)/coverage report --fail-under 100 --include 'src/rewarm/facts/*,src/rewarm/policy/*,src/rewarm/core/*'
+
+format: $(STAMP_DEV) ## format and fix what can be fixed
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP_DEV) bench-deps ## throughput and start ladder, as ratios (ARGS=--quick for a short run)
+	@$(BIN)/python benchmarks/throughput.py $(ARGS)
+	@$(BIN)/python benchmarks/starts.py $(ARGS)
+
+bench-deps: $(foreach peer,$(PEERS),.bench/$(peer)/.stamp) ## environments of the servers to compare with (PEERS)
+
+system-deps: ## wrk, for the benchmarks, if we may install it
+	@missing=""; \
+	command -v wrk >/dev/null 2>&1 || missing="$$missing wrk"; \
+	$(PYTHON) -c 'import ensurepip' >/dev/null 2>&1 || missing="$$missing python3-venv"; \
+	if [ -z "$$missing" ]; then echo "system-deps: nothing is missing"; \
+	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then \
+		echo "system-deps: not installed (needs root and apt):$$missing; wrk is for benchmarks only"; \
+	else \
+		echo "system-deps: installing$$missing"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+
+clean: ## remove everything that make and the tools made
+	@rm -rf $(VENV) .bench build dist results htmlcov .coverage .coverage.* \
+		.mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# ---------------------------------------------------------------- files behind the targets
+
+$(STAMP_VENV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rewarm needs Python 3.11 or newer: make PYTHON=...")'
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(STAMP_DEMO): $(STAMP_VENV) pyproject.toml
+	@echo "installing rewarm[onnx,bench] into $(VENV)"
+	@$(PIP) install -e '.[onnx,bench]'
+	@touch $@
+
+$(STAMP_DEV): $(STAMP_VENV) pyproject.toml constraints-dev.txt
+	@echo "installing rewarm[dev] into $(VENV)"
+	@$(PIP) install -e '.[dev]' -c constraints-dev.txt
+	@touch $@
+
+PEER_mosec    := 'mosec>=0.9,<1' msgspec 'pysimdjson>=7,<8' 'numpy>=1.26,<3'
+PEER_litserve := litserve numpy
+PEER_bentoml  := bentoml numpy
+PEER_fastapi  := fastapi 'uvicorn[standard]' numpy
+PEER_ray      := 'ray[serve]' numpy
+
+.bench/%/.stamp:
+	@test -n "$(PEER_$*)" || { echo "bench-deps: unknown peer $*" >&2; exit 2; }
+	@echo "installing $* into .bench/$*"
+	@$(PYTHON) -m venv .bench/$*
+	@.bench/$*/bin/python -m pip --disable-pip-version-check --quiet install $(PEER_$*)
+	@touch $@

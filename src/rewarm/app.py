@@ -1,0 +1,108 @@
+"""The composition root: the one place that names concrete classes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+import uvicorn
+
+import rewarm
+from rewarm.config import ServerConfig
+from rewarm.control.executor import Executor
+from rewarm.control.http import make_application
+from rewarm.control.measure import measure_forever
+from rewarm.control.plane import ControlPlane
+from rewarm.core.node import Node
+from rewarm.errors import PortInUse, SystemFault
+from rewarm.obs.logs import LogStore
+from rewarm.policy import registry
+from rewarm.sandbox.guard import GuardedDriver
+from rewarm.sandbox.process import ProcessDriver
+from rewarm.serve.door import Door
+from rewarm.serve.protocol import bind
+from rewarm.store.store import Store
+
+log = logging.getLogger("rewarm")
+
+
+def serve(config: ServerConfig) -> int:
+    """Run a server until SIGINT or SIGTERM; returns the exit status.
+
+    Raises HomeLocked, HomeTooNew, PortInUse, BadDefinition or SystemFault before it has begun to serve.
+    """
+    keepalive = registry.keepalive(registry.parse(config.keepalive))
+    sock = _listen(config.host, config.port)
+    with contextlib.closing(sock), contextlib.closing(Store.open(config.home)) as store:
+        logs = LogStore(config.log_bytes_max, time.time)
+        driver = GuardedDriver(ProcessDriver(store.home.run_dir))
+        executor = Executor(Node(config.memory_bytes, keepalive), driver, logs)
+        return asyncio.run(_run(config, store, executor, sock))
+
+
+async def _run(config: ServerConfig, store: Store, executor: Executor, sock: socket.socket) -> int:
+    door = Door(config.limits)
+    plane = ControlPlane(config, store, executor, rewarm.__version__)
+    executor.start(door)
+    door.start(plane)
+    plane.restore()
+    settings = uvicorn.Config(
+        make_application(plane), http=bind(door), ws="none", lifespan="off", loop="asyncio", log_config=None,
+        access_log=False, server_header=False, timeout_keep_alive=int(config.limits.keepalive_timeout_s),
+        timeout_graceful_shutdown=max(1, int(config.drain_s)), backlog=2048,
+    )  # fmt: skip
+    server = _Server(settings, door, executor, config.drain_s)
+    host, port = sock.getsockname()[:2]
+    log.info("rewarm %s serves %d functions on http://%s:%d", rewarm.__version__, len(plane.functions()), host, port)
+    measuring = asyncio.create_task(measure_forever(executor.driver, executor.post, config.measure_every_s))
+    try:
+        await server.serve(sockets=[sock])
+    finally:
+        measuring.cancel()
+        await executor.close()
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server with our order of shutting down: refuse, finish what is queued, close, end the sandboxes."""
+
+    def __init__(self, config: uvicorn.Config, door: Door, executor: Executor, drain_s: float) -> None:
+        super().__init__(config)
+        self._door = door
+        self._executor = executor
+        self._drain_s = drain_s
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Like uvicorn's, without raising the signal again afterwards: a stop that was asked for is a success."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._door.draining = True
+        if not await self._executor.drain(self._drain_s):
+            log.warning("shutting down after %.0f s with requests unfinished", self._drain_s)
+        await super().shutdown(sockets)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            text = f"port {port} on {host} is in use; choose another with --port, or stop what listens there"
+            raise PortInUse(text) from None
+        raise SystemFault(f"cannot listen on {host}:{port}: {error.strerror}") from None

@@ -1,0 +1,98 @@
+"""`rewarm deploy`: put a function on the server."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rewarm.cli.client import connect
+from rewarm.cli.options import duration_text, json_option, size_text, url_option
+from rewarm.cli.output import console, emit_json, wants_progress
+from rewarm.errors import BadDefinition
+
+if TYPE_CHECKING:
+    from rewarm.bench.api import Api
+    from rewarm.bench.shipping import Shipment
+
+_BAR_FROM_BYTES = 1 << 20
+
+
+@click.command("deploy", short_help="Put a function on the server.")
+@click.argument("path", metavar="PATH[:Name]")
+@click.option("--handler", metavar="MODULE.ATTR", help="A plain handler(event, context), as on AWS Lambda.")
+@click.option("--name", help="The name to deploy under.")
+@click.option("--memory", type=size_text, metavar="SIZE", help="Memory of an instance, such as 512MB.")
+@click.option("--timeout", type=duration_text, metavar="DURATION", help="Longest run of a call, such as 60s.")
+@click.option("--slo", type=duration_text, metavar="DURATION", help="Latency objective, such as 200ms.")
+@click.option("--batching", metavar="POLICY", help="none, static:size=5, dynamic:max_size=5,max_wait=300ms, "
+              "aimd, slo:mode=latency, slo:mode=cost.")  # fmt: skip
+@click.option("--keepalive", metavar="POLICY", help="none, fixed:ttl=10min, …; default: the server's.")
+@click.option("--max-instances", type=click.IntRange(1, 1000), help="Instances at a time.")
+@click.option("--preload", metavar="A,B", help="Packages imported in the Lang layer.")
+@click.option("--env", multiple=True, metavar="K=V", help="An environment variable; may be repeated.")
+@url_option
+@json_option
+def command(
+    path: str, handler: str | None, name: str | None, preload: str | None, env: tuple[str, ...],
+    url: str, as_json: bool, **plain: Any,
+) -> None:  # fmt: skip
+    """Deploy a .py file, or a folder with a rewarm.toml. Options given here win over what the file says.
+
+    A file goes with the local modules it imports and its weights; a folder goes whole. Code and weights are copied:
+    later changes need another deploy. Deploying the same again changes nothing.
+
+    \b
+    Examples:
+      rewarm deploy app.py
+      rewarm deploy app.py:Digits --batching slo:mode=cost --slo 200ms
+      rewarm deploy handler.py --handler handler.main --name hello --env GREETING=hi
+      rewarm deploy ./my-function
+    """
+    from rewarm.bench.shipping import Wish, of_target
+
+    overrides = {key: value for key, value in plain.items() if value is not None}
+    if preload is not None:
+        overrides["preload"] = [package.strip() for package in preload.split(",") if package.strip()]
+    if env:
+        overrides["env"] = dict(_pair(text) for text in env)
+    shipment = of_target(path, Wish(handler, name, overrides))
+    with connect(url) as api:
+        done = _upload(api, shipment, as_json)
+    if as_json:
+        emit_json(done)
+        return
+    verb = "unchanged" if done.get("unchanged") else "deployed"
+    click.echo(f"{verb} {done['name']} version {done['version']} (sha256 {str(done['digest'])[:12]})")
+    click.echo(
+        f"next: rewarm invoke {shlex.quote(str(done['name']))} --data …" + ("" if _default(url) else f" --url {url}")
+    )
+
+
+def _upload(api: Api, shipment: Shipment, as_json: bool) -> dict[str, Any]:
+    from rewarm.bench.shipping import upload
+
+    if shipment.size_bytes < _BAR_FROM_BYTES or not wants_progress(as_json):
+        return upload(api, shipment)
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console(err=True), transient=True) as progress:
+        task = progress.add_task("upload", total=shipment.size_bytes)
+        advance: Callable[[int], None] = lambda count: progress.advance(task, count)  # noqa: E731
+        return upload(api, shipment, advance)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise BadDefinition(f"--env takes KEY=VALUE, not {text!r}")
+    return key, value
+
+
+def _default(url: str) -> bool:
+    from rewarm.bench.api import default_url
+
+    return url.rstrip("/") == default_url().rstrip("/")

@@ -1,0 +1,115 @@
+"""`rewarm experiment`: the published comparisons on the live platform."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rewarm.cli.client import connect
+from rewarm.cli.options import json_option
+from rewarm.cli.output import console, emit_json, show_table, wants_progress
+
+if TYPE_CHECKING:
+    from rewarm.bench.experiment_batching import Progress, Result
+
+
+@click.group("experiment", short_help="Run a published experiment.")
+def command() -> None:
+    """Run a published experiment and write its figures as JSON, Markdown and SVG.
+
+    \b
+    Examples:
+      rewarm experiment batching --quick
+      rewarm experiment batching --out results/
+    """
+
+
+@command.command("batching", short_help="Batching policies against each other.")
+@click.option("--quick", is_flag=True, help="4 s of load a row: under a minute in all.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("results"), show_default=True,
+              help="Folder for batching.json, batching.md and batching.svg.")  # fmt: skip
+@click.option("--url", envvar="REWARM_URL", show_envvar=True,
+              help="Use this server; without it, one is started for the experiment.")  # fmt: skip
+@click.option("--app", type=click.Path(file_okay=False, path_type=Path), help="The folder of the digits example.")
+@json_option
+def batching(quick: bool, out: Path, url: str | None, app: Path | None, as_json: bool) -> None:
+    """{static, dynamic, slo-latency, slo-cost, none} × {uniform, bursty} on the digits model, about 12 requests/s.
+
+    Nothing else should use the machine meanwhile. The full run sends for 60 s a row and takes about 11 minutes.
+
+    \b
+    Examples:
+      rewarm experiment batching --quick
+      rewarm experiment batching --out results/ --json
+    """
+    from rewarm.bench import report
+    from rewarm.bench.experiment_batching import QUICK, Settings, run
+    from rewarm.bench.load import require_aiohttp
+    from rewarm.bench.local_server import local_server
+    from rewarm.bench.plots import require_matplotlib
+    from rewarm.bench.shipping import find_example
+
+    # What is missing is told before minutes of measuring, not after.
+    require_aiohttp()
+    require_matplotlib()
+    folder = find_example("digits", app)
+    with contextlib.nullcontext(url) if url else local_server() as at, connect(at) as api, _bar(as_json) as progress:
+        result = run(api, folder, QUICK if quick else Settings(), progress)
+    paths = report.write(result, out)
+    if as_json:
+        emit_json(report.to_json(result))
+        return
+    _show(result)
+    click.echo("written: " + ", ".join(str(path) for path in paths))
+
+
+@contextlib.contextmanager
+def _bar(as_json: bool) -> Iterator[Progress | None]:
+    if not wants_progress(as_json):
+        yield None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.completed}/{task.total} requests"),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console(err=True), transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+
+        def show(done: int, total: int, row: str) -> None:
+            progress.update(task, completed=done, total=total, description=row)
+
+        yield show
+
+
+def _show(result: Result) -> None:
+    from rewarm.bench import report
+
+    titles = [
+        "policy",
+        "workload",
+        "requests",
+        "errors",
+        "mean ms",
+        "p50 ms",
+        "p99 ms",
+        "SLO %",
+        "init ms",
+        "batch",
+        "cost $",
+    ]
+    rows = [
+        [
+            row.policy, row.workload, str(row.requests), str(row.errors), f"{row.mean_ms:.1f}", f"{row.p50_ms:.1f}",
+            f"{row.p99_ms:.1f}", f"{row.slo_pct:.2f}", f"{row.init_ms:.0f}", f"{row.mean_batch:.2f}",
+            f"{row.cost_usd:.7f}",
+        ]
+        for row in result.rows
+    ]  # fmt: skip
+    show_table(titles, rows, right=titles[2:])
+    click.echo()
+    for verdict in report.verdicts(result):
+        click.echo(f"{'holds ' if verdict.holds else 'FAILS '} {verdict.claim}: {verdict.measured}")

@@ -1,0 +1,175 @@
+"""Between the core and the world: events in, effects out, one timer.
+
+Everything runs on the event loop's thread. `post` may be called from inside an effect (a driver that reports at
+once); such events wait in line, so the core sees one event at a time, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import Protocol
+
+from rewarm.clock import Clock, system_clock
+from rewarm.core.node import Node
+from rewarm.errors import RewarmError
+from rewarm.facts import messages as m
+from rewarm.facts.request import Request
+from rewarm.facts.sandbox import SandboxState
+from rewarm.obs.logs import LogStore
+from rewarm.obs.metrics import LayerTimes
+from rewarm.obs.stats import FunctionStats
+from rewarm.sandbox.port import SandboxDriver
+from rewarm.wire import Answer
+
+log = logging.getLogger("rewarm.control")
+
+
+class Callers(Protocol):
+    """Those who wait for answers (the front door)."""
+
+    def answer(self, requests: list[Request], answers: list[Answer], run_us: int) -> None: ...
+
+    def reject(self, request: Request, error: RewarmError) -> None: ...
+
+
+class Executor:
+    """The live driver of one Node; the sink of its sandbox driver."""
+
+    def __init__(self, node: Node, driver: SandboxDriver, logs: LogStore, clock: Clock = system_clock) -> None:
+        self.node = node
+        self.driver = driver
+        self.logs = logs
+        self.layers = LayerTimes()
+        self.stats: dict[str, FunctionStats] = {}
+        self._clock = clock
+        self._callers: Callers | None = None
+        self._inbox: deque[m.Event] = deque()
+        self._handling = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at_s = float("inf")
+        self._quiet_waiters: list[asyncio.Event] = []
+
+    def start(self, callers: Callers) -> None:
+        """Begin, on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._callers = callers
+        self.driver.attach(self)
+
+    # ------------------------------------------------------------ events in, effects out
+
+    def post(self, event: m.Event) -> None:
+        """Give the core one event and carry out what it decides."""
+        if self._handling:
+            self._inbox.append(event)
+            return
+        self._handling = True
+        try:
+            self._handle(event)
+            while self._inbox:
+                self._handle(self._inbox.popleft())
+        finally:
+            self._handling = False
+        next_s = self.node.timers.next_s()
+        if next_s is not None and next_s < self._timer_at_s:
+            self._arm(next_s)
+        if self._quiet_waiters and self.node.quiet:
+            for waiter in self._quiet_waiters:
+                waiter.set()
+
+    def _handle(self, event: m.Event) -> None:
+        kind = type(event)
+        if kind is not m.Arrived and kind is not m.RunDone:
+            self._note(event)
+        for effect in self.node.handle(event, self._clock()):
+            if type(effect) is m.Reject:
+                self._reject(effect[0], effect[1])
+            else:
+                self.driver.carry_out(effect)
+
+    def _reject(self, request: Request, error: RewarmError) -> None:
+        stats = self.stats.get(request.function)
+        if stats is not None:
+            stats.refused(error.status)
+        assert self._callers is not None
+        self._callers.reject(request, error)
+
+    def _arm(self, at_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at_s = at_s
+        self._timer = self._loop.call_at(at_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._timer_at_s = float("inf")
+        self.post(m.Tick())
+        next_s = self.node.timers.next_s()
+        if self._timer is None and next_s is not None:
+            self._arm(next_s)
+
+    # ------------------------------------------------------------ what the driver reports
+
+    def answer(self, requests: list[Request], answers: list[Answer], run_us: int) -> None:
+        assert self._callers is not None
+        self._callers.answer(requests, answers, run_us)
+
+    def log(self, function: str, sandbox_id: int, chunk: bytes) -> None:
+        self.logs.write(function, sandbox_id, chunk)
+
+    def _note(self, event: m.Event) -> None:
+        """Figures and the structured log: each rare event once, in one place."""
+        if isinstance(event, m.Raised):
+            self.layers.observe(event.state.value, event.seconds)
+            if event.state is SandboxState.READY:
+                self._note_ready(event.sandbox_id)
+        elif isinstance(event, m.LangRaised):
+            self.layers.observe("zygote", event.seconds)
+            log.info("runtime %s ready in %.0f ms", event.key, event.seconds * 1e3)
+        elif isinstance(event, m.LangExited):
+            log.log(logging.WARNING if event.error else logging.INFO, "runtime %s ended%s", event.key, _why(event.error))
+        elif isinstance(event, m.Exited):
+            sandbox = self.node.pool.sandboxes.get(event.sandbox_id)
+            if sandbox is not None:
+                name = sandbox.function.name
+                self.logs.end(name, event.sandbox_id)
+                level = logging.WARNING if event.error else logging.INFO
+                log.log(level, "instance %d of %s ended%s", event.sandbox_id, name, _why(event.error))
+
+    def _note_ready(self, sandbox_id: int) -> None:
+        sandbox = self.node.pool.sandboxes.get(sandbox_id)
+        if sandbox is not None:
+            init_s = self._clock() - sandbox.created_s
+            stats = self.stats.get(sandbox.function.name)
+            if stats is not None:
+                stats.started(init_s)
+            found = sandbox.found.value
+            log.info("instance %d of %s ready in %.0f ms (%s start)", sandbox_id, sandbox.function.name, init_s * 1e3, found)
+
+    # ------------------------------------------------------------ the end
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new requests and wait until the queued and running ones are done. False if time ran out."""
+        self.post(m.Draining())
+        if self.node.quiet:
+            return True
+        waiter = asyncio.Event()
+        self._quiet_waiters.append(waiter)
+        try:
+            await asyncio.wait_for(waiter.wait(), timeout_s)
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            self._quiet_waiters.remove(waiter)
+
+    async def close(self) -> None:
+        """End every sandbox and zygote."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.driver.close()
+
+
+def _why(error: RewarmError | None) -> str:
+    return f": {error.message}" if error is not None else ""

@@ -1,0 +1,246 @@
+"""The admin application: everything over HTTP but invocations. Starlette; nothing here is on the hot path."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from rewarm.control.plane import ControlPlane
+from rewarm.errors import BadRequest, BodyTooLarge, MethodNotAllowed, NotFound, RewarmError
+from rewarm.facts.function import FunctionSpec
+from rewarm.obs.metrics import Collector, page
+
+Handler = Callable[[Request], Awaitable[Response]]
+_EXTENSIONS = ["binary_tensor_data", "model_repository"]
+
+
+def make_application(plane: ControlPlane) -> Starlette:
+    """The ASGI application of one server."""
+    views = _Views(plane)
+    invocation = [
+        "/invoke/{name}", "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer",
+        "/2015-03-31/functions/{name}/invocations",
+    ]  # fmt: skip
+    routes = [
+        Route("/", views.index),
+        Route("/metrics", views.metrics),
+        Route("/v2", views.v2_server),
+        Route("/v2/health/live", views.v2_live),
+        Route("/v2/health/ready", views.v2_ready),
+        Route("/v2/models/{name}", views.v2_model),
+        Route("/v2/models/{name}/ready", views.v2_model_ready),
+        Route("/v2/models/{name}/versions/{version}", views.v2_model),
+        Route("/v2/models/{name}/versions/{version}/ready", views.v2_model_ready),
+        Route("/v2/repository/index", views.v2_index, methods=["POST"]),
+        Route("/v2/repository/models/{name}/{verb:str}", views.v2_repository, methods=["POST"]),
+        Route("/2015-03-31/functions", views.lambda_list),
+        Route("/2015-03-31/functions/{name}/configuration", views.lambda_one),
+        Route("/api/v1/server", views.server),
+        Route("/api/v1/instances", views.instances),
+        Route("/api/v1/functions", views.functions),
+        Route("/api/v1/functions", views.deploy, methods=["PUT"]),
+        Route("/api/v1/functions/{name}", views.function),
+        Route("/api/v1/functions/{name}", views.remove, methods=["DELETE"]),
+        Route("/api/v1/functions/{name}/stats", views.stats),
+        Route("/api/v1/functions/{name}/logs", views.logs),
+        Route("/api/v1/functions/{name}/{verb:str}", views.order, methods=["POST"]),
+        *(Route(path, views.wrong_verb, methods=["GET", "PUT", "DELETE", "PATCH"]) for path in invocation),
+    ]
+    handlers: dict[Any, Any] = {RewarmError: _error, HTTPException: _http_error, Exception: _fault}
+    return Starlette(routes=routes, exception_handlers=handlers)
+
+
+def _json(data: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(data), status, media_type="application/json")
+
+
+def _answer(error: RewarmError) -> Response:
+    response = _json(error.to_json(), error.status)
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    return response
+
+
+async def _error(request: Request, error: RewarmError) -> Response:
+    return _answer(error)
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    if error.status_code == 405:
+        response = _answer(MethodNotAllowed(f"{request.method} is not possible on {request.url.path}"))
+        response.headers.update(error.headers or {})
+        return response
+    if error.status_code == 404:
+        return _answer(NotFound(f"there is nothing at {request.url.path}; see docs/http-api.md"))
+    return _json({"error": str(error.detail), "code": "http"}, error.status_code)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    return _answer(RewarmError(f"the server failed on {request.url.path}; its log has the details"))
+
+
+class _Views:
+    """One method a route."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+        self._collector = Collector(plane.stats, plane.executor.layers, plane.gauges)
+
+    async def index(self, request: Request) -> Response:
+        return _json({"name": "rewarm", "version": self._plane.version, "api": "/api/v1/server", "v2": "/v2"})
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(page(self._collector), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def wrong_verb(self, request: Request) -> Response:
+        response = _answer(MethodNotAllowed(f"{request.url.path} takes POST, not {request.method}"))
+        response.headers["Allow"] = "POST"
+        return response
+
+    # ------------------------------------------------------------ Open Inference Protocol
+
+    async def v2_server(self, request: Request) -> Response:
+        return _json({"name": "rewarm", "version": self._plane.version, "extensions": _EXTENSIONS})
+
+    async def v2_live(self, request: Request) -> Response:
+        return _json({"live": True})
+
+    async def v2_ready(self, request: Request) -> Response:
+        ready = not self._plane.node.draining
+        return _json({"ready": ready}, 200 if ready else 503)
+
+    async def v2_model(self, request: Request) -> Response:
+        revision = self._revision(request)
+        spec: FunctionSpec = revision.spec
+
+        def tensors(items: Any) -> list[dict[str, Any]]:
+            return [
+                {"name": n, "datatype": t.datatype, "shape": [-1, *t.shape]} if t
+                else {"name": n, "datatype": "FP32", "shape": [-1, -1]}
+                for n, t in items
+            ]  # fmt: skip
+
+        return _json({
+            "name": spec.name, "versions": [str(revision.version)], "platform": f"rewarm_python_{spec.kind}",
+            "inputs": tensors(spec.inputs), "outputs": tensors(spec.outputs),
+        })  # fmt: skip
+
+    async def v2_model_ready(self, request: Request) -> Response:
+        name = self._revision(request).name
+        ready = self._plane.ready(name)
+        return _json({"name": name, "ready": ready}, 200 if ready else 503)
+
+    def _revision(self, request: Request) -> Any:
+        name, version = request.path_params["name"], request.path_params.get("version")
+        revision = self._plane.revision(name)
+        if revision is None or (version is not None and version != str(revision.version)):
+            what = f"version {version} of {name!r}" if revision is not None else f"model {name!r}"
+            raise NotFound(f"there is no {what}; see what there is with: rewarm ls")
+        return revision
+
+    async def v2_index(self, request: Request) -> Response:
+        return _json([
+            {
+                "name": f["name"], "version": str(f["version"]), "state": "READY" if f["ready"] else "UNAVAILABLE",
+                "reason": f["last_error"] or "",
+            }
+            for f in self._plane.functions()
+        ])  # fmt: skip
+
+    async def v2_repository(self, request: Request) -> Response:
+        verb = request.path_params["verb"]
+        if verb not in ("load", "unload"):
+            raise NotFound(f"there is nothing at {request.url.path}")
+        self._plane.order(request.path_params["name"], verb)
+        return _json({})
+
+    # ------------------------------------------------------------ AWS Lambda
+
+    def _configuration(self, function: dict[str, Any]) -> dict[str, Any]:
+        name = function["name"]
+        return {
+            "FunctionName": name, "FunctionArn": f"arn:aws:lambda:local:000000000000:function:{name}",
+            "Runtime": "python3.11", "Handler": name, "CodeSha256": function["digest"], "State": "Active",
+            "Version": str(function["version"]), "Timeout": max(1, round(function["timeout_s"])),
+            "MemorySize": function["memory_bytes"] >> 20, "CodeSize": function["weights_bytes"],
+        }  # fmt: skip
+
+    async def lambda_list(self, request: Request) -> Response:
+        return _json({"Functions": [self._configuration(f) for f in self._plane.functions()]})
+
+    async def lambda_one(self, request: Request) -> Response:
+        try:
+            return _json(self._configuration(self._plane.function(request.path_params["name"])))
+        except NotFound as error:
+            response = _json({"Type": "User", "Message": error.message, "message": error.message}, 404)
+            response.headers["x-amzn-ErrorType"] = "ResourceNotFoundException"
+            return response
+
+    # ------------------------------------------------------------ /api/v1
+
+    async def server(self, request: Request) -> Response:
+        return _json(self._plane.server())
+
+    async def instances(self, request: Request) -> Response:
+        return _json(self._plane.instances())
+
+    async def functions(self, request: Request) -> Response:
+        return _json({"functions": self._plane.functions()})
+
+    async def function(self, request: Request) -> Response:
+        return _json(self._plane.function(request.path_params["name"]))
+
+    async def stats(self, request: Request) -> Response:
+        return _json(self._plane.stats_of(request.path_params["name"]))
+
+    async def logs(self, request: Request) -> Response:
+        tail = _number(request, "tail", 100)
+        instance = _number(request, "instance", None)
+        return _json({"lines": self._plane.log_lines(request.path_params["name"], min(tail or 0, 100_000), instance)})
+
+    async def order(self, request: Request) -> Response:
+        verb = request.path_params["verb"]
+        if verb not in ("flush", "load", "unload"):
+            raise NotFound(f"there is nothing at {request.url.path}; the verbs are flush, load and unload")
+        return _json(self._plane.order(request.path_params["name"], verb))
+
+    async def remove(self, request: Request) -> Response:
+        return _json(await self._plane.remove(request.path_params["name"]))
+
+    async def deploy(self, request: Request) -> Response:
+        limit = self._plane.config.limits.deploy_bytes_max
+        with tempfile.TemporaryDirectory(prefix="upload-", dir=self._plane.store.home.tmp_dir) as folder:
+            upload = Path(folder) / "upload.tar"
+            await _receive(request, upload, limit)
+            return _json(await self._plane.deploy(upload), 201)
+
+
+async def _receive(request: Request, path: Path, limit: int) -> None:
+    received = 0
+    with path.open("wb") as file:
+        try:
+            async for chunk in request.stream():
+                received += len(chunk)
+                if received > limit:
+                    raise BodyTooLarge(f"an upload may have {limit} bytes at most")
+                file.write(chunk)
+        except ClientDisconnect:
+            raise BadRequest("the upload broke off") from None
+
+
+def _number(request: Request, name: str, default: int | None) -> int | None:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not text.isdigit() or len(text) > 9:
+        raise BadRequest(f"{name} must be a whole number, not {text!r}")
+    return int(text)

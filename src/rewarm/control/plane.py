@@ -1,0 +1,203 @@
+"""The control plane: everything an operator can ask or order, on top of store, core and driver."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rewarm.config import ServerConfig
+from rewarm.control.deploy import deploy
+from rewarm.control.executor import Executor
+from rewarm.core.state import FunctionState, LangLayer, Sandbox
+from rewarm.errors import NotFound, RewarmError
+from rewarm.facts import messages as m
+from rewarm.facts.function import Revision
+from rewarm.facts.request import Request
+from rewarm.facts.sandbox import SandboxState
+from rewarm.obs.logs import LogStore
+from rewarm.obs.stats import FunctionStats
+from rewarm.store.store import Store
+
+log = logging.getLogger("rewarm.control")
+
+
+class ControlPlane:
+    """One per server; lives on the event loop's thread, sends blocking work to threads."""
+
+    def __init__(self, config: ServerConfig, store: Store, executor: Executor, version: str) -> None:
+        self.config = config
+        self.version = version
+        self.store = store
+        self.executor = executor
+        self.node = executor.node
+        self.stats: dict[str, FunctionStats] = executor.stats
+        self.logs: LogStore = executor.logs
+        self._revisions: dict[str, Revision] = {}
+        self._deploying = asyncio.Lock()
+        self._started_s = time.monotonic()
+
+    def restore(self) -> None:
+        """Bring back what was deployed before the server started."""
+        for revision in self.store.revisions():
+            self._announce(revision)
+        for broken in self.store.broken():
+            log.error("%s version %s cannot be served: %s; deploy it again", broken.name, broken.version, broken.reason)
+
+    # ------------------------------------------------------------ the front door's backend
+
+    def submit(self, request: Request) -> None:
+        self.executor.post(m.Arrived(request))
+
+    def cancel(self, request: Request) -> None:
+        self.executor.post(m.Cancelled(request))
+
+    def revision(self, function: str) -> Revision | None:
+        return self._revisions.get(function)
+
+    def drain_logs(self, function: str) -> None:
+        fn = self.node.functions.get(function)
+        for sandbox_id in list(fn.sandboxes) if fn is not None else ():
+            self.executor.driver.drain_log(sandbox_id)
+
+    # ------------------------------------------------------------ orders
+
+    async def deploy(self, upload: Path) -> dict[str, Any]:
+        """Publish an uploaded archive and serve it from now on."""
+        async with self._deploying:
+            revision, unchanged = await asyncio.to_thread(deploy, self.store, upload)
+            self._announce(revision)
+            await asyncio.to_thread(self.store.collect)
+        log.info("deployed %s version %d (%s)", revision.name, revision.version, revision.digest[:12])
+        return {
+            "name": revision.name, "version": revision.version, "digest": revision.digest, "unchanged": unchanged,
+        }  # fmt: skip
+
+    def _announce(self, revision: Revision) -> None:
+        try:
+            self.executor.post(m.Deployed(revision))
+        except RewarmError as error:  # a policy of a third party that is not installed any more
+            log.error("%s cannot be served: %s", revision.name, error.message)
+            return
+        known = self._revisions.get(revision.name)
+        self._revisions[revision.name] = revision
+        if known is None or known.digest != revision.digest:
+            self.stats[revision.name] = FunctionStats(revision.spec.memory_bytes, revision.spec.slo_s)
+
+    async def remove(self, name: str) -> dict[str, Any]:
+        self._known(name)
+        async with self._deploying:
+            await asyncio.to_thread(self.store.remove, name)
+            self._revisions.pop(name, None)
+            self.executor.post(m.Removed(name))
+            self.stats.pop(name, None)
+            self.logs.forget(name)
+            await asyncio.to_thread(self.store.collect)
+        return {"name": name, "removed": True}
+
+    def order(self, name: str, verb: str) -> dict[str, Any]:
+        """flush, load or unload."""
+        self._known(name)
+        event = {"flush": m.Flush, "load": m.Load, "unload": m.Unload}[verb]
+        self.executor.post(event(name))
+        return {"name": name, "ok": True}
+
+    # ------------------------------------------------------------ questions
+
+    def _known(self, name: str) -> FunctionState:
+        fn = self.node.functions.get(name)
+        if fn is None:
+            raise NotFound(f"there is no function {name!r}; see what there is with: rewarm ls")
+        return fn
+
+    def server(self) -> dict[str, Any]:
+        return {
+            "version": self.version, "pid": os.getpid(), "home": str(self.config.home),
+            "uptime_s": time.monotonic() - self._started_s, "memory_bytes": self.config.memory_bytes,
+            "held_bytes": self.node.pool.ledger.held_bytes, "keepalive": self.config.keepalive,
+            "draining": self.node.draining, "functions": len(self.node.functions),
+            "sandbox_driver": self.executor.driver.name,
+        }  # fmt: skip
+
+    def functions(self) -> list[dict[str, Any]]:
+        return [self._describe(fn) for _, fn in sorted(self.node.functions.items())]
+
+    def function(self, name: str) -> dict[str, Any]:
+        fn = self._known(name)
+        return {**self._describe(fn), "spec": fn.revision.spec.to_json()}
+
+    def ready(self, name: str) -> bool:
+        """Deployed, and its last start (if any) did not fail: readiness of the model, not of the port."""
+        return self._known(name).last_error is None and not self.node.draining
+
+    def _describe(self, fn: FunctionState) -> dict[str, Any]:
+        revision, spec = fn.revision, fn.revision.spec
+        return {
+            "name": fn.name, "version": revision.version, "digest": revision.digest, "kind": spec.kind,
+            "batching": spec.batching.to_json(), "keepalive": spec.keepalive.to_json() if spec.keepalive else None,
+            "memory_bytes": spec.memory_bytes, "max_instances": spec.max_instances, "slo_s": spec.slo_s,
+            "timeout_s": spec.timeout_s, "instances": len(fn.sandboxes), "queued": len(fn.queue),
+            "created_at": revision.created_at, "weights_bytes": revision.weights_bytes,
+            "ready": fn.last_error is None, "last_error": fn.last_error.message if fn.last_error else None,
+        }  # fmt: skip
+
+    def stats_of(self, name: str) -> dict[str, Any]:
+        self._known(name)
+        return self.stats[name].to_json(name)
+
+    def log_lines(self, name: str, tail: int, instance: int | None) -> list[dict[str, Any]]:
+        self._known(name)
+        self.drain_logs(name)
+        return [line._asdict() for line in self.logs.of(name).tail(tail, instance)]
+
+    def instances(self) -> dict[str, Any]:
+        """What `rewarm ps` shows."""
+        now, pids, pool = time.monotonic(), self.executor.driver.pids(), self.node.pool
+        return {
+            "instances": [self._sandbox(s, pids.get(s.id), now) for _, s in sorted(pool.sandboxes.items())],
+            "langs": [self._lang(lang, pids.get(key), now) for key, lang in pool.langs.items()],
+            "ledger": {"budget_bytes": pool.ledger.budget_bytes, "held_bytes": pool.ledger.held_bytes},
+        }
+
+    def _sandbox(self, sandbox: Sandbox, pid: int | None, now: float) -> dict[str, Any]:
+        ready = sandbox.state is SandboxState.READY
+        return {
+            "id": sandbox.id, "function": sandbox.function.name, "version": sandbox.revision.version,
+            "state": sandbox.state.value, "pid": pid, "age_s": now - sandbox.created_s, "lang": str(sandbox.key),
+            "idle_s": now - sandbox.idle_since_s if ready else None, "runs": sandbox.uses,
+            "resident_bytes": self.node.pool.ledger.of(sandbox.id), "start": sandbox.found.value,
+            "expires_in_s": _left(sandbox.expires_s, now) if ready else None,
+        }  # fmt: skip
+
+    def _lang(self, lang: LangLayer, pid: int | None, now: float) -> dict[str, Any]:
+        children = self.node.pool.children[lang.key]
+        return {
+            "key": str(lang.key), "pid": pid, "state": lang.state.value, "age_s": now - lang.created_s,
+            "resident_bytes": self.node.pool.ledger.of(lang.key), "children": children, "forks": lang.uses,
+            "expires_in_s": None if children else _left(lang.expires_s, now),
+        }  # fmt: skip
+
+    def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        """For /metrics."""
+        pool = self.node.pool
+        yield "rewarm_memory_budget_bytes", "Budget of the memory ledger.", {}, float(pool.ledger.budget_bytes)
+        yield "rewarm_memory_held_bytes", "Bytes on the memory ledger.", {}, float(pool.ledger.held_bytes)
+        yield "rewarm_evictions", "Layers freed because memory was short.", {}, float(pool.evictions)
+        yield "rewarm_runtimes", "Living zygotes.", {}, float(len(pool.langs))
+        for name, fn in self.node.functions.items():
+            yield "rewarm_queue_length", "Requests waiting.", {"function": name}, float(len(fn.queue))
+            states = [sandbox.state.value for sandbox in fn.sandboxes.values()]
+            for state in ("rising", "ready", "busy", "dying"):
+                count = sum(s == state or (state == "rising" and s in _RISING) for s in states)
+                yield "rewarm_instances", "Instances.", {"function": name, "state": state}, float(count)
+
+
+_RISING = ("absent", "bare", "lang", "user")
+
+
+def _left(expires_s: float, now: float) -> float | None:
+    return None if expires_s == float("inf") else max(0.0, expires_s - now)

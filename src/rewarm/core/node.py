@@ -1,0 +1,434 @@
+"""The node machine: `handle(event, now) -> effects`.
+
+Requests queue per function. Whenever an instance of the function is idle, its batching policy is asked; its answer
+becomes a Run, or a moment to ask again. When no instance is idle the node asks whether one more would serve the queue
+sooner than the ones there are (`_scale`); single-flight start-up falls out of counting those that are rising.
+
+Invariants, checked by `check()` in tests after every event: a request is in exactly one place (a queue, one batch) or
+answered; an instance is idle or busy, never both; the ledger is the sum of its parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from rewarm.core.ledger import Ledger
+from rewarm.core.pool import Pool
+from rewarm.core.state import INF, FunctionState, LangLayer, Sandbox
+from rewarm.core.timers import Timers
+from rewarm.errors import (
+    Busy, DeadlineExceeded, FunctionTimeout, InstanceDied, NotFound, OverBudget, RewarmError, StartFailed, Unavailable,
+)  # fmt: skip
+from rewarm.facts import messages as m
+from rewarm.facts.messages import Effect, Event
+from rewarm.facts.request import Request
+from rewarm.facts.sandbox import SandboxState
+from rewarm.policy import registry
+from rewarm.policy.batching.base import Wait
+from rewarm.policy.keepalive.base import KeepalivePolicy
+
+State = SandboxState
+
+
+class Node:
+    """One machine's worth of functions, queues and sandboxes."""
+
+    def __init__(self, budget_bytes: int, keepalive: KeepalivePolicy) -> None:
+        self.functions: dict[str, FunctionState] = {}
+        self.timers = Timers()
+        self.pool = Pool(Ledger(budget_bytes), self.timers, keepalive)
+        self.draining = False
+        self._starved = False  # some function waits for memory
+        self._handlers: dict[type, Callable[..., None]] = {
+            m.Arrived: self._arrived, m.RunDone: self._run_done, m.Cancelled: self._cancelled, m.Raised: self._raised,
+            m.LangRaised: self._lang_raised, m.Exited: self._exited, m.LangExited: self._lang_exited,
+            m.Measured: self._measured, m.Deployed: self._deployed, m.Removed: self._removed, m.Flush: self._flush,
+            m.Load: self._load, m.Unload: self._unload, m.Draining: self._drain, m.Tick: self._tick,
+        }  # fmt: skip
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """Take one event at `now` (seconds, monotonic, never going back) and return what is to be done, in order."""
+        out: list[Effect] = []
+        self._handlers[type(event)](event, now, out)
+        if self._starved and type(event) is not m.Arrived:
+            self._feed_starved(now, out)
+        return out
+
+    def next_wakeup_s(self) -> float | None:
+        """When the driver should send the next Tick; None: not before another event."""
+        return self.timers.next_s()
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing queued and nothing running: a graceful shutdown may end here."""
+        return not any(fn.queue for fn in self.functions.values()) and not any(
+            sandbox.state is State.BUSY for sandbox in self.pool.sandboxes.values()
+        )
+
+    # ------------------------------------------------------------ requests
+
+    def _arrived(self, event: m.Arrived, now: float, out: list[Effect]) -> None:
+        request = event[0]
+        fn = self.functions.get(request.function)
+        if fn is None or self.draining:
+            out.append(m.Reject(request, self._refusal(request.function)))
+            return
+        queue = fn.queue
+        spec = fn.revision.spec
+        if len(queue) >= spec.queue_max:
+            out.append(m.Reject(request, self._full(fn)))
+            return
+        queue.append(request)
+        fn.batching.on_arrival(now)
+        prewarm = fn.keepalive.on_arrival(fn.name, spec.lang_key, now) if fn.watches else None
+        if prewarm is not None:
+            self.pool.prewarm(fn, now + prewarm.after_s)
+        if request.deadline_s < fn.timer_at_s:
+            self.timers.arm(fn, request.deadline_s)
+        if fn.idle:
+            self._pump(fn, now, out)
+        elif len(fn.sandboxes) < spec.max_instances:
+            self._scale(fn, now, out)
+
+    def _refusal(self, name: str) -> RewarmError:
+        if self.draining:
+            return Unavailable("the server is shutting down; try again in a moment")
+        return NotFound(f"there is no function {name!r}; deploy it, or see what there is with: rewarm ls")
+
+    def _full(self, fn: FunctionState) -> Busy:
+        spec = fn.revision.spec
+        per_batch = fn.batching.expected_run_s(fn.batching.max_size) or 0.1
+        wait_s = math.ceil(len(fn.queue) / fn.batching.max_size) * per_batch / max(1, len(fn.sandboxes))
+        return Busy(
+            f"the queue of {fn.name!r} is full ({spec.queue_max} requests); try again later or raise queue_max",
+            retry_after_s=float(max(1, math.ceil(wait_s))),
+        )
+
+    def _cancelled(self, event: m.Cancelled, now: float, out: list[Effect]) -> None:
+        fn = self.functions.get(event.request.function)
+        if fn is not None:
+            try:
+                fn.queue.remove(event.request)
+            except ValueError:
+                pass  # it is running, or was answered: nothing to take back
+
+    def _pump(self, fn: FunctionState, now: float, out: list[Effect]) -> None:
+        """Match the queue with idle instances until one of them runs out or the policy says wait."""
+        queue, idle = fn.queue, fn.idle
+        while queue and idle:
+            if fn.flushing:
+                size = fn.batching.max_size
+            else:
+                decision = fn.batching.decide(queue, now)
+                if type(decision) is Wait:
+                    fn.wake_s = decision.until_s if decision.until_s is not None else INF
+                    self.timers.arm(fn, fn.wake_s)
+                    return
+                size = decision.size  # type: ignore[union-attr]
+            batch = self._take(fn, size, now, out)
+            if batch:
+                self._run(fn, idle.pop(), batch, now, out)
+        if queue:
+            self._scale(fn, now, out)
+        else:
+            fn.flushing = False
+
+    def _take(self, fn: FunctionState, size: int, now: float, out: list[Effect]) -> list[Request]:
+        """The oldest `size` requests whose deadline has not passed; the late ones are answered and not run."""
+        queue, batch = fn.queue, []
+        while queue and len(batch) < size:
+            request = queue.popleft()
+            if request.deadline_s <= now:
+                out.append(m.Reject(request, _late(request, now)))
+            else:
+                batch.append(request)
+        return batch
+
+    def _run(self, fn: FunctionState, sandbox: Sandbox, batch: list[Request], now: float, out: list[Effect]) -> None:
+        sandbox.state = State.BUSY  # READY → BUSY, by far the most frequent move: legal by construction
+        sandbox.batch = batch
+        sandbox.run_since_s = now
+        sandbox.run_deadline_s = now + fn.revision.spec.timeout_s
+        if sandbox.run_deadline_s < sandbox.timer_at_s:
+            self.timers.arm(sandbox, sandbox.run_deadline_s)
+        ready_at_s = sandbox.ready_at_s
+        for request in batch:
+            request.started_s = now
+            if request.arrived_s < ready_at_s:  # it had to wait for this start
+                request.start = sandbox.found
+                request.init_s = ready_at_s - max(sandbox.created_s, request.arrived_s)
+        out.append(m.Run(sandbox.id, batch))
+
+    def _run_done(self, event: m.RunDone, now: float, out: list[Effect]) -> None:
+        sandbox = self.pool.sandboxes.get(event[0])
+        if sandbox is None or sandbox.state is not State.BUSY or sandbox.batch is None:
+            return  # it was given up on (timeout) while the answer was on its way
+        fn = sandbox.function
+        size = len(sandbox.batch)
+        sandbox.batch = None
+        sandbox.uses += size
+        sandbox.state = State.READY
+        sandbox.run_deadline_s = INF
+        fn.idle.append(sandbox)
+        fn.batching.on_run(size, event[1], now)
+        if fn.removed or sandbox.revision is not fn.revision:
+            self.pool.destroy(sandbox, "outdated", out)
+            return
+        if fn.queue:
+            self._pump(fn, now, out)
+        if sandbox.state is State.READY:
+            self.pool.became_idle(sandbox, now, out)
+
+    # ------------------------------------------------------------ how many instances
+
+    def _scale(self, fn: FunctionState, now: float, out: list[Effect]) -> None:
+        """Start instances while one more would serve the queue sooner than those that are there or rising.
+
+        The rule is ski rental: a queue that the present instances will have served before a new one could be ready
+        is not worth a start. Without a known run time, waiting as long as a start takes is the evidence.
+        """
+        limit = fn.revision.spec.max_instances
+        while fn.queue and len(fn.sandboxes) < limit and self._wants_one(fn, now):
+            if not self._start(fn, now, out):
+                return
+
+    def _wants_one(self, fn: FunctionState, now: float) -> bool:
+        live = fn.live
+        if live == 0:
+            return True
+        size = fn.batching.max_size
+        batches = math.ceil(len(fn.queue) / size)
+        if fn.rising >= batches:
+            return False
+        run_s = fn.batching.expected_run_s(size)
+        start_s = fn.start_s.value
+        if run_s is not None and batches / live * run_s > start_s:
+            return True
+        if fn.rising:
+            return False
+        waited_s = now - fn.queue[0].arrived_s
+        if waited_s >= start_s:
+            return True
+        self.timers.arm(fn, now + start_s - waited_s)
+        return False
+
+    def _start(self, fn: FunctionState, now: float, out: list[Effect]) -> bool:
+        if self.pool.start(fn, now, out) is not None:
+            fn.starved = False
+            return True
+        budget = self.pool.ledger.budget_bytes
+        if self.pool.need_bytes(fn) > budget or not self.pool.sandboxes:
+            error = OverBudget(
+                f"an instance of {fn.name!r} needs about {self.pool.need_bytes(fn) >> 20} MB and the memory budget is "
+                f"{budget >> 20} MB; start the server with a larger --memory"
+            )
+            self._reject_all(fn, error, out)
+        elif fn.live == 0:
+            fn.starved = self._starved = True
+        return False
+
+    def _feed_starved(self, now: float, out: list[Effect]) -> None:
+        """Something changed: those who waited for memory try again."""
+        waiting = [fn for fn in self.functions.values() if fn.starved]
+        self._starved = False
+        for fn in waiting:
+            fn.starved = False
+            if fn.queue:
+                self._scale(fn, now, out)
+
+    def _reject_all(self, fn: FunctionState, error: RewarmError, out: list[Effect]) -> None:
+        while fn.queue:
+            out.append(m.Reject(fn.queue.popleft(), error))
+
+    # ------------------------------------------------------------ sandboxes
+
+    def _raised(self, event: m.Raised, now: float, out: list[Effect]) -> None:
+        sandbox = self.pool.sandboxes.get(event.sandbox_id)
+        if sandbox is None:
+            return
+        fn = sandbox.function
+        if event.state is State.USER:
+            fn.user_s.add(event.seconds)
+        if self.pool.raised(sandbox, event.state, now, out):
+            fn.idle.append(sandbox)
+            if fn.removed or sandbox.revision is not fn.revision:
+                self.pool.destroy(sandbox, "outdated", out)
+                return
+            self._pump(fn, now, out)
+            if sandbox.state is State.READY:
+                self.pool.became_idle(sandbox, now, out)
+
+    def _exited(self, event: m.Exited, now: float, out: list[Effect]) -> None:
+        sandbox = self.pool.sandboxes.get(event.sandbox_id)
+        if sandbox is None:
+            return
+        fn, batch = sandbox.function, sandbox.batch
+        sandbox.batch = None
+        rising = sandbox.rising
+        self.pool.exited(sandbox, now, out)
+        if batch:
+            error = event.error or InstanceDied(f"an instance of {fn.name!r} ended while it held the request")
+            out.extend(m.Reject(request, error) for request in batch)
+        if rising:
+            self._start_failed(fn, event.error, out)
+        if fn.queue and not fn.removed:
+            if fn.idle:
+                self._pump(fn, now, out)
+            else:
+                self._scale(fn, now, out)
+
+    def _start_failed(self, fn: FunctionState, error: RewarmError | None, out: list[Effect]) -> None:
+        """One attempt for all who waited: they are answered, unless another instance can still serve them."""
+        fn.last_error = error or StartFailed(f"an instance of {fn.name!r} ended before it was ready")
+        if fn.live == 0:
+            self._reject_all(fn, fn.last_error, out)
+
+    def _lang_raised(self, event: m.LangRaised, now: float, out: list[Effect]) -> None:
+        self.pool.lang_raised(event.key, event.seconds, now, out)
+
+    def _lang_exited(self, event: m.LangExited, now: float, out: list[Effect]) -> None:
+        for sandbox in self.pool.lang_exited(event.key, event.error, now, out):
+            fn = sandbox.function
+            self.pool.destroy(sandbox, "no runtime", out)
+            self._start_failed(fn, event.error, out)
+
+    def _measured(self, event: m.Measured, now: float, out: list[Effect]) -> None:
+        self.pool.measured(event.node, event.resident_bytes)
+        if self.pool.ledger.short_bytes():
+            self.pool.make_room(0, now, out)
+
+    # ------------------------------------------------------------ functions
+
+    def _deployed(self, event: m.Deployed, now: float, out: list[Effect]) -> None:
+        revision = event.revision
+        spec = revision.spec
+        batching = registry.batching(spec.batching, spec)
+        keepalive = registry.keepalive(spec.keepalive) if spec.keepalive is not None else self.pool.keepalive
+        fn = self.functions.get(revision.name)
+        if fn is None:
+            self.functions[revision.name] = FunctionState(revision, batching, keepalive)
+            return
+        if fn.revision.digest == revision.digest:
+            return
+        fresh = FunctionState(revision, batching, keepalive)
+        fresh.sandboxes, fresh.queue = fn.sandboxes, fn.queue
+        fn.revision, fn.batching, fn.keepalive, fn.watches = revision, batching, keepalive, fresh.watches
+        fn.start_s, fn.user_s, fn.resident, fn.last_error = fresh.start_s, fresh.user_s, fresh.resident, None
+        for sandbox in list(fn.sandboxes.values()):
+            if sandbox.state is not State.BUSY:
+                self.pool.destroy(sandbox, "outdated", out)
+        if fn.queue:
+            self._scale(fn, now, out)
+
+    def _removed(self, event: m.Removed, now: float, out: list[Effect]) -> None:
+        fn = self.functions.pop(event.function, None)
+        if fn is None:
+            return
+        fn.removed = True
+        self._reject_all(fn, NotFound(f"the function {fn.name!r} was removed"), out)
+        for sandbox in list(fn.sandboxes.values()):
+            if sandbox.state is not State.BUSY:
+                self.pool.destroy(sandbox, "removed", out)
+
+    def _flush(self, event: m.Flush, now: float, out: list[Effect]) -> None:
+        fn = self.functions.get(event.function)
+        if fn is not None and fn.queue:
+            fn.flushing = True
+            self._pump(fn, now, out)
+
+    def _load(self, event: m.Load, now: float, out: list[Effect]) -> None:
+        fn = self.functions.get(event.function)
+        if fn is not None and fn.live == 0 and not self.draining:
+            self.pool.start(fn, now, out)
+
+    def _unload(self, event: m.Unload, now: float, out: list[Effect]) -> None:
+        fn = self.functions.get(event.function)
+        if fn is not None and not fn.queue:
+            for sandbox in list(fn.idle):
+                self.pool.destroy(sandbox, "unload", out)
+
+    def _drain(self, event: m.Draining, now: float, out: list[Effect]) -> None:
+        self.draining = True
+        for fn in self.functions.values():
+            if fn.queue:
+                fn.flushing = True
+                self._pump(fn, now, out)
+
+    # ------------------------------------------------------------ time
+
+    def _tick(self, event: m.Tick, now: float, out: list[Effect]) -> None:
+        while (sleeper := self.timers.pop_due(now)) is not None:
+            if isinstance(sleeper, Sandbox):
+                self._wake_sandbox(sleeper, now, out)
+            elif isinstance(sleeper, FunctionState):
+                self._wake_function(sleeper, now, out)
+            elif isinstance(sleeper, LangLayer):
+                self.pool.wake_lang(sleeper, now, out)
+
+    def _wake_function(self, fn: FunctionState, now: float, out: list[Effect]) -> None:
+        if fn.removed:
+            return
+        if fn.prewarm_at_s <= now:
+            fn.prewarm_at_s = INF
+            if not fn.idle and not fn.rising and not self.draining:
+                self.pool.start(fn, now, out)
+        if any(request.deadline_s <= now for request in fn.queue):
+            late = [request for request in fn.queue if request.deadline_s <= now]
+            for request in late:
+                fn.queue.remove(request)
+                out.append(m.Reject(request, _late(request, now)))
+        fn.wake_s = INF
+        if fn.queue:
+            if fn.idle:
+                self._pump(fn, now, out)
+            else:
+                self._scale(fn, now, out)
+            self.timers.arm(fn, min((request.deadline_s for request in fn.queue), default=INF))
+        self.timers.arm(fn, fn.prewarm_at_s)
+
+    def _wake_sandbox(self, sandbox: Sandbox, now: float, out: list[Effect]) -> None:
+        if sandbox.state is State.BUSY:
+            if now < sandbox.run_deadline_s:
+                self.timers.arm(sandbox, sandbox.run_deadline_s)
+            else:
+                self._timed_out(sandbox, now, out)
+        elif sandbox.state is State.READY:
+            if now < sandbox.expires_s:
+                self.timers.arm(sandbox, sandbox.expires_s)
+            else:
+                self.pool.window_over(sandbox, now, out)
+        elif sandbox.rising:
+            fn = sandbox.function
+            self.pool.destroy(sandbox, "start timeout", out)
+            took_s = now - sandbox.created_s
+            self._start_failed(fn, StartFailed(f"{fn.name!r} was not ready after {took_s:.0f} s and was stopped"), out)
+
+    def _timed_out(self, sandbox: Sandbox, now: float, out: list[Effect]) -> None:
+        fn, batch = sandbox.function, sandbox.batch or []
+        sandbox.batch = None
+        limit = sandbox.revision.spec.timeout_s
+        error = FunctionTimeout(f"{fn.name!r} ran longer than its timeout of {limit:g} s and was stopped")
+        self.pool.destroy(sandbox, "timeout", out)
+        out.extend(m.Reject(request, error) for request in batch)
+        if fn.queue and not fn.removed:
+            self._scale(fn, now, out)
+
+    def check(self) -> None:
+        """Raises AssertionError unless every invariant of the module docstring holds."""
+        self.pool.check()
+        seen: set[int] = set()
+        for fn in self.functions.values():
+            assert fn.rising == sum(s.rising for s in fn.sandboxes.values()), fn
+            assert len(fn.sandboxes) <= fn.revision.spec.max_instances or any(
+                s.state is State.DYING or s.revision is not fn.revision for s in fn.sandboxes.values()
+            ), fn
+            held = [*fn.queue, *(r for s in fn.sandboxes.values() for r in s.batch or ())]
+            for request in held:
+                assert id(request) not in seen, f"{request} is in two places"
+                seen.add(id(request))
+
+
+def _late(request: Request, now: float) -> DeadlineExceeded:
+    waited_ms = (now - request.arrived_s) * 1e3
+    return DeadlineExceeded(f"the deadline passed after {waited_ms:.0f} ms in the queue; the work was not run")

@@ -1,0 +1,148 @@
+"""The records of the core: one per function, sandbox and Lang layer. Only `node` and `pool` change them."""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+
+from rewarm.errors import RewarmError
+from rewarm.facts.function import LangKey, Revision
+from rewarm.facts.request import Request
+from rewarm.facts.sandbox import SandboxState, StartKind, check_move
+from rewarm.policy.batching.base import BatchingPolicy
+from rewarm.policy.keepalive.base import KeepalivePolicy
+
+INF = float("inf")
+
+
+class Mean:
+    """A running mean over the last `window` samples' worth of weight; `value` is the prior until the first sample."""
+
+    __slots__ = ("count", "value", "window")
+
+    def __init__(self, prior: float, window: int = 16) -> None:
+        self.value = prior
+        self.count = 0
+        self.window = window
+
+    def add(self, sample: float) -> None:
+        self.count += 1
+        self.value += (sample - self.value) / min(self.count, self.window)
+
+
+class FunctionState:
+    """One deployed function: its queue, its policies and its sandboxes."""
+
+    __slots__ = (
+        "batching", "flushing", "idle", "keepalive", "last_error", "name", "prewarm_at_s", "queue", "removed",
+        "resident", "revision", "rising", "sandboxes", "start_s", "starved", "timer_at_s", "user_s", "wake_s",
+        "watches",
+    )  # fmt: skip
+
+    def __init__(self, revision: Revision, batching: BatchingPolicy, keepalive: KeepalivePolicy) -> None:
+        self.name = revision.name
+        self.revision = revision
+        self.batching = batching
+        self.keepalive = keepalive
+        self.queue: deque[Request] = deque()
+        self.sandboxes: dict[int, Sandbox] = {}  # all that are not GONE, dying ones included
+        self.idle: list[Sandbox] = []  # READY, most recently used last
+        self.rising = 0
+        self.flushing = False
+        self.removed = False
+        self.starved = False  # wants an instance and there is no memory for it now
+        self.start_s = Mean(0.25)  # from the decision to READY
+        self.user_s = Mean(0.1)  # what the User layer alone costs
+        self.resident = Mean(32 << 20)
+        self.last_error: RewarmError | None = None
+        # A policy that ignores arrivals says so with a class attribute, which saves a call per request.
+        self.watches = getattr(keepalive, "watches_arrivals", True)
+        self.timer_at_s = INF
+        self.wake_s = INF  # when the batching policy wants to be asked again
+        self.prewarm_at_s = INF
+
+    @property
+    def key(self) -> LangKey:
+        return self.revision.spec.lang_key
+
+    @property
+    def live(self) -> int:
+        """Instances that serve or are about to: not dying, and of the current revision."""
+        revision = self.revision
+        return sum(s.state is not SandboxState.DYING and s.revision is revision for s in self.sandboxes.values())
+
+    def __repr__(self) -> str:
+        return f"<{self.name} v{self.revision.version}: {len(self.queue)} queued, {len(self.sandboxes)} sandboxes>"
+
+
+class Sandbox:
+    """One instance on its way up, idle, busy or on its way out."""
+
+    __slots__ = (
+        "batch", "created_s", "expires_s", "found", "function", "id", "idle_since_s", "key", "last_used_s",
+        "ready_at_s", "revision", "run_deadline_s", "run_since_s", "state", "timer_at_s", "uses",
+    )  # fmt: skip
+
+    def __init__(self, sandbox_id: int, function: FunctionState, found: StartKind, now: float) -> None:
+        self.id = sandbox_id
+        self.function = function
+        self.revision = function.revision
+        self.key = function.key
+        self.state = SandboxState.ABSENT
+        self.found = found
+        self.created_s = now
+        self.ready_at_s = INF
+        self.idle_since_s = now
+        self.last_used_s = now
+        self.expires_s = INF
+        self.run_deadline_s = INF
+        self.run_since_s = now
+        self.timer_at_s = INF
+        self.uses = 0
+        self.batch: list[Request] | None = None
+
+    def move(self, state: SandboxState) -> None:
+        """Change state; raises IllegalMove if the table forbids it."""
+        check_move(self.state, state)
+        self.state = state
+
+    @property
+    def rising(self) -> bool:
+        return self.state in RISING
+
+    def __repr__(self) -> str:
+        held = f", {len(self.batch)} requests" if self.batch else ""
+        return f"<sandbox {self.id} {self.function.name} {self.state.value}{held}>"
+
+
+RISING = frozenset({SandboxState.ABSENT, SandboxState.BARE, SandboxState.LANG, SandboxState.USER})
+
+
+class LangState(enum.Enum):
+    RISING = "rising"
+    ALIVE = "alive"
+    DYING = "dying"
+
+
+class LangLayer:
+    """One zygote: the Lang layer of every function with its key."""
+
+    __slots__ = (
+        "created_s", "expires_s", "idle_since_s", "key", "last_used_s", "raised_s", "state", "timer_at_s", "uses",
+        "waiting",
+    )  # fmt: skip
+
+    def __init__(self, key: LangKey, now: float) -> None:
+        self.key = key
+        self.state = LangState.RISING
+        self.waiting: list[Sandbox] = []  # BARE sandboxes to be forked once it is alive
+        self.created_s = now
+        self.idle_since_s = now
+        self.last_used_s = now
+        self.expires_s = INF
+        self.timer_at_s = INF
+        self.raised_s = 0.0
+        self.uses = 0
+
+    def __repr__(self) -> str:
+        return f"<lang {self.key} {self.state.value}>"

@@ -1,0 +1,48 @@
+"""One heap of moments at which the core wants to be woken.
+
+Entries are never removed, they are outgrown: whoever owns a timer remembers the earliest moment it has in the heap
+and checks on waking whether there is still something to do. So the hot path (an instance that is idle for
+microseconds between two batches) pushes nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Protocol
+
+
+class Sleeper(Protocol):
+    """Something that can be woken; `timer_at_s` is the earliest moment it has in the heap, inf if none."""
+
+    timer_at_s: float
+
+
+class Timers:
+    __slots__ = ("_heap", "_sequence")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Sleeper]] = []
+        self._sequence = 0
+
+    def arm(self, sleeper: Sleeper, at_s: float) -> None:
+        """Wake `sleeper` no later than `at_s`. Cheap if it wakes before that anyway."""
+        if at_s < sleeper.timer_at_s:
+            sleeper.timer_at_s = at_s
+            self._sequence += 1
+            heapq.heappush(self._heap, (at_s, self._sequence, sleeper))
+
+    def next_s(self) -> float | None:
+        """The earliest moment, or None."""
+        return self._heap[0][0] if self._heap else None
+
+    def pop_due(self, now: float) -> Sleeper | None:
+        """The next sleeper whose moment has come (its `timer_at_s` reset), or None."""
+        while self._heap and self._heap[0][0] <= now:
+            at_s, _, sleeper = heapq.heappop(self._heap)
+            if at_s == sleeper.timer_at_s:  # else: an outgrown entry, an earlier one was served already
+                sleeper.timer_at_s = float("inf")
+                return sleeper
+        return None
+
+    def __len__(self) -> int:
+        return len(self._heap)

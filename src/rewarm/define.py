@@ -1,0 +1,136 @@
+"""How a person defines a function: the decorator and the words it takes.
+
+Nothing runs here: the decorator checks what was written and leaves a FunctionSpec on the class or function as
+`__rewarm__`. The entry and the file names in it are made final when the file is deployed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from rewarm.errors import BadDefinition
+from rewarm.facts.function import FunctionSpec, PolicySpec, Tensor
+from rewarm.units import seconds, size_bytes
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def NoBatching() -> PolicySpec:  # noqa: N802 - reads as a type in a decorator
+    """One request, one call."""
+    return PolicySpec("none")
+
+
+def Static(size: int) -> PolicySpec:  # noqa: N802
+    """Wait until `size` requests are there, however long."""
+    return PolicySpec("static", {"size": size})
+
+
+def Dynamic(max_size: int = 16, max_wait: str | float = "5ms") -> PolicySpec:  # noqa: N802
+    """Leave at `max_size` requests or `max_wait` after the first."""
+    return PolicySpec("dynamic", {"max_size": max_size, "max_wait_s": seconds(max_wait)})
+
+
+def Aimd(max_size: int = 64, step: int = 1, backoff: float = 0.9) -> PolicySpec:  # noqa: N802
+    """Clipper's rule: the batch limit grows by `step` while the SLO holds and shrinks by `backoff` on a miss."""
+    return PolicySpec("aimd", {"max_size": max_size, "step": step, "backoff": backoff})
+
+
+def Slo(mode: str = "latency", max_size: int = 64, slack: str | float = "5ms") -> PolicySpec:  # noqa: N802
+    """Leave as late as the SLO allows and waiting pays (`cost`), or as soon as an instance is free (`latency`)."""
+    return PolicySpec("slo", {"mode": mode, "max_size": max_size, "slack_s": seconds(slack)})
+
+
+def function(
+    target: F | None = None,
+    *,
+    name: str | None = None,
+    memory: str | int = "1GB",
+    timeout: str | float = "60s",
+    slo: str | float | None = None,
+    batching: PolicySpec | str | None = None,
+    keepalive: PolicySpec | str | None = None,
+    preload: Sequence[str] = (),
+    weights: str | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
+    outputs: Mapping[str, Tensor] | None = None,
+    max_instances: int = 2,
+    queue_max: int = 1024,
+    batched: bool = False,
+    env: Mapping[str, str] | None = None,
+) -> Any:
+    """Make a class with `predict`, or a `handler(event, context)`, deployable.
+
+    The class's `predict` takes numpy arrays whose leading axis is the batch and returns as many rows. A handler with
+    `batched=True` takes a list of events (and the list of their contexts) and returns a list of as many answers.
+    Raises BadDefinition for anything that cannot be meant, at import, with the name of the argument.
+    """
+
+    def define(thing: F) -> F:
+        is_class = inspect.isclass(thing)
+        if is_class and not callable(getattr(thing, "predict", None)):
+            raise BadDefinition(f"class {thing.__name__} has no method predict")
+        if is_class and batched:
+            raise BadDefinition("batched=True is for handlers; predict always takes a batch")
+        if not is_class and (weights or inputs or outputs):
+            raise BadDefinition("weights, inputs and outputs are for classes with predict, not for handlers")
+        spec = FunctionSpec(
+            name=name or thing.__name__.lower(),
+            kind="predict" if is_class else "handler",
+            entry=f"{thing.__module__}:{thing.__qualname__}",
+            batched=batched,
+            memory_bytes=size_bytes(memory),
+            timeout_s=seconds(timeout),
+            slo_s=None if slo is None else seconds(slo),
+            batching=_policy(batching) or default_batching(is_class or batched),
+            keepalive=_policy(keepalive),
+            preload=tuple(preload),
+            weights=weights,
+            inputs=_inputs(thing, inputs) if is_class else (),
+            outputs=tuple((outputs or {}).items()),
+            max_instances=max_instances,
+            queue_max=queue_max,
+            env=tuple(sorted((env or {}).items())),
+        )
+        check_spec(spec)
+        thing.__rewarm__ = spec  # type: ignore[attr-defined]
+        return thing
+
+    return define if target is None else define(target)
+
+
+def default_batching(takes_batches: bool) -> PolicySpec:
+    """Whatever queued while the instance was busy leaves together; a lone caller never waits."""
+    return PolicySpec("dynamic", {"max_size": 16, "max_wait_s": 0.0}) if takes_batches else PolicySpec("none")
+
+
+def check_spec(spec: FunctionSpec) -> None:
+    """Builds the named policies once, so that a misspelt name or parameter fails at definition. Raises BadDefinition."""
+    from rewarm.policy import registry
+
+    policy = registry.batching(spec.batching, spec)
+    if spec.kind == "handler" and not spec.batched and policy.max_size > 1:
+        raise BadDefinition(f"batching={spec.batching.name!r} needs a handler with batched=True or a class with predict")
+    if spec.keepalive is not None:
+        registry.keepalive(spec.keepalive)
+
+
+def _policy(value: PolicySpec | str | None) -> PolicySpec | None:
+    if isinstance(value, str):
+        return PolicySpec(value)
+    if value is None or isinstance(value, PolicySpec):
+        return value
+    raise BadDefinition(f"a policy is a name or one of rewarm's policy words such as rewarm.Dynamic(…), not {value!r}")
+
+
+def _inputs(cls: type, declared: Mapping[str, Tensor] | None) -> tuple[tuple[str, Tensor | None], ...]:
+    """The parameters of predict, in order, with what was declared of them."""
+    parameters = list(inspect.signature(cls.predict).parameters.values())[1:]  # type: ignore[attr-defined]
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if not names:
+        raise BadDefinition(f"{cls.__name__}.predict takes no input; write predict(self, image)")
+    unknown = set(declared or {}) - set(names)
+    if unknown:
+        raise BadDefinition(f"inputs names {sorted(unknown)}, but predict takes {names}")
+    return tuple((n, (declared or {}).get(n)) for n in names)

@@ -1,0 +1,198 @@
+"""Events that go into the core and effects that come out of it.
+
+The core is `handle(event, now) -> effects`. A driver carries every effect out and answers with events. For each
+effect the contract says which events may follow; a driver that breaks it fails `testing.check_sandbox_driver`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from rewarm.errors import RewarmError
+from rewarm.facts.function import FunctionSpec, LangKey, Revision
+from rewarm.facts.request import Request
+from rewarm.facts.sandbox import SandboxState
+
+# ---------------------------------------------------------------- events
+
+
+class Arrived(NamedTuple):
+    """A request was read completely. Hot path: a plain tuple."""
+
+    request: Request
+
+
+class Cancelled(NamedTuple):
+    """The caller went away. A queued request leaves its queue; a running one runs on and is not answered."""
+
+    request: Request
+
+
+class RunDone(NamedTuple):
+    """A batch came back (each request answered by the driver's side). `run_s` is time inside the user's code."""
+
+    sandbox_id: int
+    run_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """Sandbox `sandbox_id` reached `state` (BARE, LANG, USER or READY), which took `seconds`."""
+
+    sandbox_id: int
+    state: SandboxState
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LangRaised:
+    """The zygote of `key` is alive; raising it took `seconds`."""
+
+    key: LangKey
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A sandbox is gone, asked or not, and everything it held is released. `error` says why if nobody asked."""
+
+    sandbox_id: int
+    error: RewarmError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LangExited:
+    """The zygote of `key` is gone or could not be raised."""
+
+    key: LangKey
+    error: RewarmError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Resident bytes (PSS) of a sandbox (int id) or a zygote (its key)."""
+
+    node: int | LangKey
+    resident_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """`revision` is what the name answers with from now on; instances of the old one are drained."""
+
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The function is gone: its queue is answered NotFound, its instances end."""
+
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Stop gathering for `function`: what is queued now leaves as soon as an instance is free."""
+
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Let go of every idle instance of `function` now, whatever the keep-alive policy says."""
+
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Have at least one instance of `function` ready (nothing if there is one)."""
+
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """No new requests; what is queued and running is finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A moment the core asked for through `next_wakeup_s` has come."""
+
+
+Event = (
+    Arrived | Cancelled | RunDone | Raised | LangRaised | Exited | LangExited | Measured
+    | Deployed | Removed | Flush | Unload | Load | Draining | Tick
+)  # fmt: skip
+
+# ---------------------------------------------------------------- effects
+
+
+class Run(NamedTuple):
+    """Run these requests as one batch. → RunDone, or Exited if the sandbox died with them. Hot path."""
+
+    sandbox_id: int
+    requests: list[Request]
+
+
+class Reject(NamedTuple):
+    """Answer `request` with `error` without running it (or: it was lost with its sandbox)."""
+
+    request: Request
+    error: RewarmError
+
+
+@dataclass(frozen=True, slots=True)
+class RaiseBare:
+    """Make scratch directory and sockets. → Raised(BARE) or Exited."""
+
+    sandbox_id: int
+    spec: FunctionSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RaiseLang:
+    """Start the zygote of `key`, as a fork of the living zygote `parent`, else from nothing. → LangRaised or LangExited."""
+
+    key: LangKey
+    parent: LangKey | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Fork the zygote of `key` into the sandbox. → Raised(LANG) or Exited."""
+
+    sandbox_id: int
+    key: LangKey
+
+
+@dataclass(frozen=True, slots=True)
+class LoadUser:
+    """Import and construct the revision's code, map its weights. → Raised(USER), Raised(READY); or Exited."""
+
+    sandbox_id: int
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Destroy:
+    """End the sandbox at once (nothing in it is worth waiting for). → Exited."""
+
+    sandbox_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropLang:
+    """End the zygote. Instances forked from it live on. → LangExited."""
+
+    key: LangKey
+    reason: str
+
+
+Effect = Run | Reject | RaiseBare | RaiseLang | Fork | LoadUser | Destroy | DropLang
+
+#: What a driver's sink takes: any event, with anything else the driver wants to tell (worker replies travel apart).
+Payload = Any

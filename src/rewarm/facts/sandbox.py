@@ -1,0 +1,67 @@
+"""What a sandbox is made of and how it may change.
+
+    ABSENT ──▶ BARE ──▶ LANG ──▶ USER ──▶ READY ⇄ BUSY
+                                             │peel        (every state may end in DYING ──▶ GONE)
+
+BARE has a scratch directory and its sockets; LANG is a forked interpreter with the key's packages and none of the
+user's code; USER has imported and constructed the user's code; READY has its weights and waits for a batch; BUSY runs
+one. DYING was told to end and has not been reaped; GONE leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class SandboxState(enum.Enum):
+    ABSENT = "absent"
+    BARE = "bare"
+    LANG = "lang"
+    USER = "user"
+    READY = "ready"
+    BUSY = "busy"
+    DYING = "dying"
+    GONE = "gone"
+
+
+class Layer(enum.IntEnum):
+    """The layers of an instance, lowest first; also the label of what a start found alive."""
+
+    BARE = 1
+    LANG = 2
+    USER = 3
+    MODEL = 4
+
+
+_S = SandboxState
+LEGAL_MOVES: dict[SandboxState, frozenset[SandboxState]] = {
+    _S.ABSENT: frozenset({_S.BARE, _S.DYING, _S.GONE}),
+    _S.BARE: frozenset({_S.LANG, _S.DYING, _S.GONE}),
+    _S.LANG: frozenset({_S.USER, _S.BARE, _S.DYING, _S.GONE}),
+    _S.USER: frozenset({_S.READY, _S.LANG, _S.DYING, _S.GONE}),
+    _S.READY: frozenset({_S.BUSY, _S.USER, _S.LANG, _S.DYING, _S.GONE}),
+    _S.BUSY: frozenset({_S.READY, _S.DYING, _S.GONE}),
+    _S.DYING: frozenset({_S.GONE}),
+    _S.GONE: frozenset(),
+}
+
+
+class IllegalMove(AssertionError):
+    """A bug in the core or in a driver: never shown to callers, always fatal in tests."""
+
+
+def check_move(old: SandboxState, new: SandboxState) -> None:
+    """Raises IllegalMove unless `old` → `new` is in the table."""
+    if new not in LEGAL_MOVES[old]:
+        raise IllegalMove(f"{old.value} → {new.value}")
+
+
+class StartKind(enum.Enum):
+    """What a request found: the highest layer that was alive when it came (answer header Rewarm-Start)."""
+
+    WARM = "warm"
+    USER = "user"
+    LANG = "lang"
+    BARE = "bare"
+    COLD = "cold"
+    RESTORED = "restored"

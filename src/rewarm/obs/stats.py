@@ -1,0 +1,101 @@
+"""Figures per function, cheap enough for every request: plain counters and fixed histograms."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter, deque
+from typing import Any
+
+#: AWS Lambda's price list (x86, first tier): per call and per GB·s; INIT is billed since 2025-08-01.
+PRICE_PER_CALL = 2e-7
+PRICE_PER_GB_S = 1.66667e-5
+
+#: Upper bounds in seconds: OpenTelemetry's hint for FaaS durations, with finer steps below 5 ms.
+DURATION_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Histogram:
+    """Counts per upper bound (not cumulative), with the sum; the last bucket is +Inf."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float, count: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += count
+        self.total += value * count
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative, as Prometheus wants them."""
+        out, running = [], 0
+        for bound, count in zip((*self.bounds, math.inf), self.counts, strict=True):
+            running += count
+            out.append(("+Inf" if bound == math.inf else repr(float(bound)), float(running)))
+        return out
+
+
+class FunctionStats:
+    """Everything counted for one function since it was deployed (or the server started)."""
+
+    __slots__ = (
+        "billed_ms", "calls", "codes", "durations", "errors", "init_ms", "inits", "memory_bytes", "queue", "requests",
+        "run_ms", "sizes", "slo_met", "slo_s", "starts",
+    )  # fmt: skip
+
+    def __init__(self, memory_bytes: int, slo_s: float | None) -> None:
+        self.memory_bytes = memory_bytes
+        self.slo_s = slo_s
+        self.requests = 0
+        self.errors = 0
+        self.calls = 0  # batches: what AWS Lambda would bill as requests
+        self.codes: Counter[int] = Counter()
+        self.starts: Counter[str] = Counter()
+        self.sizes: Counter[int] = Counter()
+        self.durations = Histogram(DURATION_BOUNDS_S)
+        self.queue = Histogram(DURATION_BOUNDS_S)
+        self.run_ms = 0.0
+        self.billed_ms = 0
+        self.inits = 0
+        self.init_ms: deque[float] = deque(maxlen=1000)
+        self.slo_met = 0
+
+    def batch(self, size: int, run_us: int) -> None:
+        """One call of the function ended."""
+        self.calls += 1
+        self.sizes[size] += 1
+        self.run_ms += run_us * 1e-3
+        self.billed_ms += max(1, -(-run_us // 1000))
+
+    def started(self, init_s: float) -> None:
+        """An instance became ready after `init_s`."""
+        self.inits += 1
+        self.init_ms.append(init_s * 1e3)
+        self.billed_ms += math.ceil(init_s * 1e3)
+
+    def refused(self, status: int) -> None:
+        """A request was answered without being run, or was lost with its instance."""
+        self.requests += 1
+        self.errors += 1
+        self.codes[status] += 1
+
+    def cost_usd(self) -> float:
+        """AWS Lambda's bill for the same calls: per call, plus memory × (init + run) rounded up to 1 ms."""
+        return PRICE_PER_CALL * self.calls + PRICE_PER_GB_S * (self.memory_bytes / 2**30) * self.billed_ms / 1e3
+
+    def to_json(self, name: str) -> dict[str, Any]:
+        return {
+            "name": name, "requests": self.requests, "errors": self.errors, "calls": self.calls,
+            "rows_per_call": {str(size): count for size, count in sorted(self.sizes.items())},
+            "starts": dict(self.starts), "inits": self.inits, "init_ms": list(self.init_ms),
+            "run_ms_total": self.run_ms, "billed_ms_total": self.billed_ms, "cost_usd": self.cost_usd(),
+            "slo_met": self.slo_met if self.slo_s is not None else None,
+        }  # fmt: skip

@@ -1,0 +1,50 @@
+"""The interface of a batching policy.
+
+The core owns the queue and asks `decide` only while an instance is idle and at least one request waits: on an
+arrival, when an instance becomes free, and when a `Wait` has run out. One policy object serves one function and is
+told everything that happens to it, in order; it keeps its own statistics and reads no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from rewarm.facts.request import Request
+
+
+class Dispatch(NamedTuple):
+    """Send the oldest `size` requests now (fewer if fewer are queued)."""
+
+    size: int
+
+
+class Wait(NamedTuple):
+    """Keep gathering; ask again at `until_s`, or on the next arrival. None: only arrivals can change the answer."""
+
+    until_s: float | None
+
+
+Decision = Dispatch | Wait
+
+
+class BatchingPolicy(Protocol):
+    """One function's rule.
+
+    `max_size` is the largest batch it can ever ask for: the core plans instances with it.
+    """
+
+    name: str
+    max_size: int
+
+    def on_arrival(self, now: float) -> None:
+        """A request was queued at `now` (seconds)."""
+
+    def on_run(self, size: int, run_s: float, now: float) -> None:
+        """A batch of `size` took `run_s` seconds inside the instance and ended at `now`."""
+
+    def decide(self, queue: Sequence[Request], now: float) -> Decision:
+        """What to do with `queue` (oldest first, not empty) now that an instance is idle. Must not change it."""
+
+    def expected_run_s(self, size: int) -> float | None:
+        """The run time this policy expects of a batch of `size`; None while it does not know."""

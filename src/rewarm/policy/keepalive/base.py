@@ -1,0 +1,64 @@
+"""The interface of a keep-alive policy, wide enough for layered, pre-warming and cache-like rules.
+
+One policy object serves one server. The core calls `on_arrival` for every request, `on_idle` whenever a layer
+becomes idle and again each time a window it gave has run out, and `priority` when memory is short. Seconds, bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from rewarm.facts.function import LangKey
+from rewarm.facts.sandbox import Layer
+
+
+@dataclass(frozen=True, slots=True)
+class LayerView:
+    """What a policy may know of one idle layer."""
+
+    layer: Layer
+    function: str | None  # None for layers below User
+    key: LangKey
+    startup_s: float  # what raising it again costs, running mean of measurements; 0.0 while unknown
+    resident_bytes: int  # what keeping it costs, measured; 0 while unknown
+    idle_since_s: float
+    last_used_s: float
+    uses: int  # requests served by this layer since it was raised
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Hold the layer for `for_s` more seconds, then ask again; None: no time limit, only memory pressure."""
+
+    for_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Peel the layer now. With `prewarm_after_s`, raise it again that much later, before it is asked for."""
+
+    prewarm_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prewarm:
+    """If the function has no idle instance `after_s` from now, raise one."""
+
+    after_s: float
+
+
+KeepaliveDecision = Keep | Drop
+
+
+class KeepalivePolicy(Protocol):
+    name: str
+
+    def on_arrival(self, function: str, key: LangKey, now: float) -> Prewarm | None:
+        """A request for `function` came."""
+
+    def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
+        """The layer has nothing to do (first call: `now == layer.idle_since_s`), or its last window ran out."""
+
+    def priority(self, layer: LayerView, now: float) -> float:
+        """Worth per byte; the layer with the lowest value is freed first when memory is short."""

@@ -1,0 +1,67 @@
+"""`fixed`: every idle layer lives for a set time, as with OpenWhisk (10 min), Azure (20 min) or Knative (60 s)."""
+
+from __future__ import annotations
+
+import math
+
+from rewarm.errors import BadDefinition
+from rewarm.facts.function import LangKey
+from rewarm.facts.sandbox import Layer
+from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, LayerView, Prewarm
+
+_DROP = Drop()
+_ROUNDING_S = 1e-6  # a window that ends this soon has ended: sums of floats on a clock of weeks are no finer
+_TIE = 1e-18  # s/B; a real difference (1 ms on 100 MB is 1e-11) outweighs it
+
+
+def worth_per_byte(layer: LayerView, now: float) -> float:
+    """Start-up seconds saved per resident byte, GreedyDual-Size's value without its clock (Cao and Irani, 1997; as
+    FaasCache, ASPLOS'21, uses it). Between equals the more recently used is worth more, by at most 1e-18 s/B."""
+    recency = 1.0 / (1.0 + max(now - layer.last_used_s, 0.0))
+    return layer.startup_s / max(layer.resident_bytes, 1) + _TIE * recency
+
+
+class FixedKeepalive:
+    """A time to live per layer, in seconds from when it became idle; 0 drops at once.
+
+    `user_s` holds instances with their code and weights, `lang_s` interpreters with packages imported, `bare_s` empty
+    sandboxes. `ttl_s` is a word for both `user_s` and `lang_s`; either, given as well, has its own way.
+    """
+
+    __slots__ = ("_keeps", "_ttls_s")
+    name = "fixed"
+
+    def __init__(
+        self,
+        ttl_s: float | None = None,
+        user_s: float | None = None,
+        lang_s: float | None = None,
+        bare_s: float = 60.0,
+    ) -> None:
+        both_s = 600.0 if ttl_s is None else _checked("ttl_s", ttl_s)
+        user_s = both_s if user_s is None else _checked("user_s", user_s)
+        lang_s = both_s if lang_s is None else _checked("lang_s", lang_s)
+        bare_s = _checked("bare_s", bare_s)
+        # Indexed by Layer; an instance with its weights (MODEL) is a User layer to this rule. [0] is never asked for.
+        self._ttls_s = (0.0, bare_s, lang_s, user_s, user_s)
+        assert len(self._ttls_s) == max(Layer) + 1
+        self._keeps = tuple(Keep(ttl) for ttl in self._ttls_s)
+
+    def on_arrival(self, function: str, key: LangKey, now: float) -> Prewarm | None:
+        return None
+
+    def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
+        ttl_s = self._ttls_s[layer.layer]
+        left_s = layer.idle_since_s + ttl_s - now
+        if left_s <= _ROUNDING_S:
+            return _DROP
+        return self._keeps[layer.layer] if abs(left_s - ttl_s) <= _ROUNDING_S else Keep(left_s)
+
+    def priority(self, layer: LayerView, now: float) -> float:
+        return worth_per_byte(layer, now)
+
+
+def _checked(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise BadDefinition(f"{name} must be 0 or more seconds, not {value!r}")
+    return float(value)

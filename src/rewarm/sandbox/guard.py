@@ -1,0 +1,109 @@
+"""Wraps any driver once, so that drivers stay dumb and the core can trust the order of what it hears.
+
+Per sandbox and zygote: nothing after its end, the end exactly once, nothing but the end after Destroy, and an
+exception inside the driver becomes the end of that sandbox instead of the end of the server.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from rewarm.errors import SandboxFailed
+from rewarm.facts import messages as m
+from rewarm.facts.function import LangKey
+from rewarm.facts.request import Request
+from rewarm.sandbox.port import Node, SandboxDriver, Sink
+from rewarm.wire import Answer
+
+log = logging.getLogger("rewarm.sandbox")
+
+
+class GuardedDriver:
+    """A SandboxDriver that is also the inner driver's sink."""
+
+    def __init__(self, inner: SandboxDriver) -> None:
+        self.name = inner.name
+        self._inner = inner
+        self._sink: Sink | None = None
+        self._alive: dict[int, bool] = {}  # sandbox → may still report progress (False once Destroy was asked)
+        self._langs: set[LangKey] = set()
+
+    # ------------------------------------------------------------ towards the driver
+
+    def attach(self, sink: Sink) -> None:
+        self._sink = sink
+        self._inner.attach(self)
+
+    def carry_out(self, effect: m.Effect) -> None:
+        if isinstance(effect, m.RaiseLang | m.DropLang):
+            self._carry_out_lang(effect)
+            return
+        if isinstance(effect, m.Reject):
+            raise TypeError("Reject is not for drivers")
+        sandbox_id = effect.sandbox_id
+        if isinstance(effect, m.RaiseBare):
+            self._alive[sandbox_id] = True
+        elif sandbox_id not in self._alive:
+            return
+        if isinstance(effect, m.Destroy):
+            self._alive[sandbox_id] = False
+        try:
+            self._inner.carry_out(effect)
+        except Exception as error:
+            log.exception("driver %s failed on %s", self.name, type(effect).__name__)
+            self._abandon(sandbox_id, error)
+
+    def _abandon(self, sandbox_id: int, error: Exception) -> None:
+        """The driver does not know what it did: have it release the sandbox, and report the end ourselves if it can't."""
+        try:
+            self._inner.carry_out(m.Destroy(sandbox_id, "driver failure"))
+        except Exception:
+            log.exception("driver %s failed to destroy sandbox %d", self.name, sandbox_id)
+        self.post(m.Exited(sandbox_id, SandboxFailed(f"the sandbox could not be driven: {error}")))
+
+    def _carry_out_lang(self, effect: m.RaiseLang | m.DropLang) -> None:
+        if isinstance(effect, m.RaiseLang):
+            self._langs.add(effect.key)
+        elif effect.key not in self._langs:
+            return
+        try:
+            self._inner.carry_out(effect)
+        except Exception as error:
+            log.exception("driver %s failed on %s", self.name, type(effect).__name__)
+            self.post(m.LangExited(effect.key, SandboxFailed(f"the runtime could not be driven: {error}")))
+
+    def pids(self) -> dict[Node, int]:
+        return self._inner.pids()
+
+    def drain_log(self, sandbox_id: int) -> None:
+        if sandbox_id in self._alive:
+            self._inner.drain_log(sandbox_id)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+    # ------------------------------------------------------------ from the driver
+
+    def post(self, event: m.Event) -> None:
+        assert self._sink is not None
+        if isinstance(event, m.Exited):
+            if self._alive.pop(event.sandbox_id, None) is None:
+                return
+        elif isinstance(event, m.Raised | m.RunDone):
+            if not self._alive.get(event.sandbox_id, False):
+                return
+        elif isinstance(event, m.LangExited):
+            if event.key not in self._langs:
+                return
+            self._langs.discard(event.key)
+        elif isinstance(event, m.LangRaised) and event.key not in self._langs:
+            return
+        self._sink.post(event)
+
+    def answer(self, requests: list[Request], answers: list[Answer], run_us: int) -> None:
+        assert self._sink is not None
+        self._sink.answer(requests, answers, run_us)
+
+    def log(self, function: str, sandbox_id: int, chunk: bytes) -> None:
+        assert self._sink is not None
+        self._sink.log(function, sandbox_id, chunk)

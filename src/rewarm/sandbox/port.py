@@ -1,0 +1,59 @@
+"""The sandbox port: what the core's effects become, and what comes back.
+
+A driver carries effects out without blocking and reports through its sink, on the event loop's thread:
+
+- RaiseBare  → Raised(BARE)                       | Exited
+- Fork       → Raised(LANG)                       | Exited
+- LoadUser   → Raised(USER) then Raised(READY)    | Exited with the reason (StartFailed, bad_definition …)
+- Run        → RunDone, then `answer` for its requests | Exited
+- Destroy    → Exited without error; nothing but Exited comes for this sandbox any more
+- RaiseLang  → LangRaised                         | LangExited with the reason
+- DropLang   → LangExited
+
+Exited comes exactly once for each sandbox, after everything it held is released: processes reaped, directory removed,
+descriptors closed. A sandbox that dies by itself is Exited with an error that says how. Effects for a sandbox that is
+already gone are ignored: the two crossed on the way.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rewarm.facts.function import LangKey
+from rewarm.facts.messages import Effect, Event
+from rewarm.facts.request import Request
+from rewarm.wire import Answer
+
+Node = int | LangKey
+
+
+class Sink(Protocol):
+    """Where a driver reports to."""
+
+    def post(self, event: Event) -> None:
+        """Something happened; may lead to `carry_out` being called before it returns."""
+
+    def answer(self, requests: list[Request], answers: list[Answer], run_us: int) -> None:
+        """The answers of one batch, in the order of its requests."""
+
+    def log(self, function: str, sandbox_id: int, chunk: bytes) -> None:
+        """User code of a sandbox wrote this to stdout or stderr."""
+
+
+class SandboxDriver(Protocol):
+    name: str
+
+    def attach(self, sink: Sink) -> None:
+        """Begin; called once, before anything else, on the thread of the running event loop."""
+
+    def carry_out(self, effect: Effect) -> None:
+        """Start carrying out one effect. Never blocks, never raises for what user code or the machine does."""
+
+    def pids(self) -> dict[Node, int]:
+        """The main process of each living sandbox and zygote, for measuring."""
+
+    def drain_log(self, sandbox_id: int) -> None:
+        """Report what the sandbox has written so far, now."""
+
+    async def close(self) -> None:
+        """End everything; returns when nothing is left."""

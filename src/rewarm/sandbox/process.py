@@ -1,0 +1,325 @@
+"""The process driver: one zygote per Lang key, an instance is a fork of it. No root, any Linux.
+
+How a sandbox ends is told by two things, in either order: the end of its stream and the wait status of its process.
+Only when both are known are its answers complete, and only then is Exited posted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+
+from rewarm import wire
+from rewarm.clock import Clock, system_clock
+from rewarm.errors import InstanceDied, OutOfMemory, RewarmError, SandboxFailed, from_code
+from rewarm.facts import messages as m
+from rewarm.facts.function import LangKey
+from rewarm.facts.sandbox import SandboxState
+from rewarm.sandbox.box import Box
+from rewarm.sandbox.port import Node, Sink
+from rewarm.sandbox.reaper import Reaper
+from rewarm.worker.zygote import PACKET_BYTES_MAX, SINGLE_THREADED_ENV
+
+_SWEEP_AFTER_S = 0.5
+_CLOSE_TIMEOUT_S = 10.0
+
+
+class _Zygote:
+    """One Lang layer on the server's side."""
+
+    def __init__(self, key: LangKey, control: socket.socket) -> None:
+        self.key = key
+        self.control = control
+        self.pid: int | None = None
+        self.alive = False
+        self.dropped = False
+        self.eof = False
+        self.reaped = False
+        self.error: str | None = None
+
+
+class ProcessDriver:
+    name = "process"
+
+    def __init__(self, run_dir: Path, clock: Clock = system_clock) -> None:
+        self._run_dir = run_dir
+        self._clock = clock
+        self._boxes: dict[int, Box] = {}
+        self._zygotes: dict[LangKey, _Zygote] = {}
+        self._closing: asyncio.Event | None = None
+        self._handlers = {
+            m.RaiseBare: self._raise_bare, m.RaiseLang: self._raise_lang, m.Fork: self._fork,
+            m.LoadUser: self._load_user, m.Run: self._run, m.Destroy: self._destroy, m.DropLang: self._drop_lang,
+        }  # fmt: skip
+
+    def attach(self, sink: Sink) -> None:
+        self._sink = sink
+        self._loop = asyncio.get_running_loop()
+        self._reaper = Reaper(self._loop)
+        self._session = os.getsid(0)
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+
+    def carry_out(self, effect: m.Effect) -> None:
+        self._handlers[type(effect)](effect)  # type: ignore[index, operator]
+
+    def pids(self) -> dict[Node, int]:
+        pids: dict[Node, int] = {box.id: box.pid for box in self._boxes.values() if box.pid is not None}
+        pids.update({z.key: z.pid for z in self._zygotes.values() if z.pid is not None})
+        return pids
+
+    def drain_log(self, sandbox_id: int) -> None:
+        box = self._boxes.get(sandbox_id)
+        if box is not None and box.pid is not None:
+            box.drain_log()
+
+    # ------------------------------------------------------------ sandboxes
+
+    def _raise_bare(self, effect: m.RaiseBare) -> None:
+        since_s = self._clock()
+        try:
+            box = Box(effect.sandbox_id, effect.spec, self._run_dir / f"sandbox-{effect.sandbox_id}", self._loop)
+        except OSError as error:
+            text = f"no directory or socket for a sandbox: {error}; is the disk full, or the limit of open files low?"
+            self._sink.post(m.Exited(effect.sandbox_id, SandboxFailed(text)))
+            return
+        self._boxes[box.id] = box
+        self._sink.post(m.Raised(box.id, SandboxState.BARE, self._clock() - since_s))
+
+    def _fork(self, effect: m.Fork) -> None:
+        box = self._boxes[effect.sandbox_id]
+        zygote = self._zygotes.get(effect.key)
+        box.since_s = self._clock()
+        order = {
+            "op": "instance", "id": box.id, "scratch": str(box.scratch), "memory_bytes": box.spec.memory_bytes,
+        }  # fmt: skip
+        try:
+            if zygote is None or not zygote.alive:
+                raise OSError("its runtime has just ended")
+            packet = json.dumps(order).encode()
+            socket.send_fds(zygote.control, [packet], [box.far_channel.fileno(), box.far_log_fd])
+        except OSError as error:
+            self._give_up(box, SandboxFailed(f"an instance could not be forked: {error}"))
+            return
+        box.hand_over(self._frames, self._maybe_gone, self._log)
+
+    def _load_user(self, effect: m.LoadUser) -> None:
+        box = self._boxes[effect.sandbox_id]
+        box.since_s = self._clock()
+        revision = effect.revision
+        order = {
+            "spec": revision.spec.to_json(), "code_dir": revision.code_dir, "weights_path": revision.weights_path,
+            "version": revision.version,
+        }  # fmt: skip
+        box.send(wire.encode_plain(wire.LOAD, orjson.dumps(order)))
+
+    def _run(self, effect: m.Run) -> None:
+        box = self._boxes[effect.sandbox_id]
+        requests = effect.requests
+        box.batch = requests
+        box.sequence = (box.sequence + 1) & 0xFFFFFFFF
+        items = [request.payload for request in requests]
+        box.send(wire.encode_run(items, box.sequence, int(box.spec.timeout_s * 1e3)))
+
+    def _destroy(self, effect: m.Destroy) -> None:
+        box = self._boxes.get(effect.sandbox_id)
+        if box is None or box.destroyed:
+            return
+        box.destroyed = True
+        if box.far_log_fd >= 0:  # nobody was forked into it yet
+            self._give_up(box, None)
+        else:
+            box.kill()  # before HELLO there is no pid to kill: _frames does it then
+
+    def _give_up(self, box: Box, error: RewarmError | None) -> None:
+        """End a sandbox that has no process."""
+        del self._boxes[box.id]
+        box.release()
+        self._sink.post(m.Exited(box.id, error))
+        self._signal_closed()
+
+    def _frames(self, box: Box, frames: list[bytes]) -> None:
+        for frame in frames:
+            _, frame_type, _, count, number, sequence = wire.HEAD.unpack_from(frame)
+            if frame_type == wire.REPLY:
+                self._reply(box, frame, count, number, sequence)
+            elif frame_type == wire.HELLO:
+                box.pid = number
+                self._reaper.watch(number, box.ended)
+                if box.destroyed:
+                    box.kill()
+                else:
+                    self._sink.post(m.Raised(box.id, SandboxState.LANG, self._clock() - box.since_s))
+            elif frame_type == wire.LOADED:
+                timings = orjson.loads(frame[wire.HEAD_BYTES :])
+                self._sink.post(m.Raised(box.id, SandboxState.USER, float(timings["user_s"])))
+                self._sink.post(m.Raised(box.id, SandboxState.READY, float(timings["ready_s"])))
+            elif frame_type == wire.FAILED:
+                box.failure = orjson.loads(frame[wire.HEAD_BYTES :])
+
+    def _reply(self, box: Box, frame: bytes, count: int, run_us: int, sequence: int) -> None:
+        requests = box.batch
+        if requests is None or sequence != box.sequence or count != len(requests):
+            box.kill()  # an answer that nobody asked for: user code wrote to our socket
+            return
+        try:
+            answers = wire.decode_reply(frame, count)
+        except wire.WireError:
+            box.kill()
+            return
+        box.batch = None
+        if not box.destroyed:  # else the core has answered them already
+            self._sink.post(m.RunDone(box.id, run_us * 1e-6))  # first: the instance works while we answer
+            self._sink.answer(requests, answers, run_us)
+
+    def _log(self, box: Box, chunk: bytes) -> None:
+        self._sink.log(box.spec.name, box.id, chunk)
+
+    def _maybe_gone(self, box: Box) -> None:
+        """Something about its end became known; act when everything is."""
+        if box.id not in self._boxes or not box.eof or (box.pid is not None and box.status is None):
+            return
+        del self._boxes[box.id]
+        box.release()
+        self._sink.post(m.Exited(box.id, None if box.destroyed else _how(box)))
+        self._loop.call_later(_SWEEP_AFTER_S, self._sweep)
+        self._signal_closed()
+
+    def _sweep(self) -> None:
+        """Kill what user code of gone sandboxes left behind, unless a fork is on its way (its child is unknown yet)."""
+        forking = any(box.pid is None and box.far_log_fd < 0 for box in self._boxes.values())
+        if not forking and all(zygote.pid is not None for zygote in self._zygotes.values()):
+            self._reaper.sweep(self._session)
+
+    # ------------------------------------------------------------ zygotes
+
+    def _raise_lang(self, effect: m.RaiseLang) -> None:
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        near.setblocking(False)
+        zygote = self._zygotes[effect.key] = _Zygote(effect.key, near)
+        parent = self._zygotes.get(effect.parent) if effect.parent is not None else None
+        packages = effect.key.packages
+        try:
+            if parent is not None and parent.alive:
+                order = json.dumps({"op": "zygote", "packages": packages}).encode()
+                socket.send_fds(parent.control, [order], [far.fileno()])
+            else:
+                zygote.pid = self._spawn(far.fileno(), packages)
+        except OSError as error:
+            del self._zygotes[effect.key]
+            near.close()
+            self._sink.post(m.LangExited(effect.key, SandboxFailed(f"no process for runtime {effect.key}: {error}")))
+            return
+        finally:
+            far.close()
+        if zygote.pid is not None:
+            self._reaper.watch(zygote.pid, lambda _: self._zygote_reaped(zygote))
+        self._loop.add_reader(near.fileno(), self._zygote_readable, zygote)
+
+    def _spawn(self, control_fd: int, packages: tuple[str, ...]) -> int:
+        """A fresh interpreter: the root of a tree of zygotes."""
+        command = [sys.executable, "-P", "-m", "rewarm.worker.zygote", str(control_fd), str(os.getpid()), *packages]
+        process = subprocess.Popen(
+            command, pass_fds=[control_fd], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            env={**os.environ, **SINGLE_THREADED_ENV},
+        )  # fmt: skip
+        process.returncode = 0  # the reaper waits for it, not subprocess
+        return process.pid
+
+    def _zygote_readable(self, zygote: _Zygote) -> None:
+        try:
+            packet = zygote.control.recv(PACKET_BYTES_MAX)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            zygote.eof = True
+            self._loop.remove_reader(zygote.control.fileno())
+            self._maybe_zygote_gone(zygote)
+            return
+        report = json.loads(packet)
+        if report["op"] == "alive":
+            if zygote.pid is None:
+                zygote.pid = int(report["pid"])
+                self._reaper.watch(zygote.pid, lambda _: self._zygote_reaped(zygote))
+            zygote.alive = True
+            if zygote.dropped:
+                self._kill_zygote(zygote)
+            else:
+                self._sink.post(m.LangRaised(zygote.key, float(report["seconds"])))
+        elif report["op"] == "failed":
+            zygote.error = str(report["error"])
+        elif report["op"] == "refused":
+            zygote.error = str(report["error"])
+            self._kill_zygote(zygote)
+
+    def _drop_lang(self, effect: m.DropLang) -> None:
+        zygote = self._zygotes.get(effect.key)
+        if zygote is not None:
+            zygote.dropped = True
+            zygote.alive = False
+            self._kill_zygote(zygote)
+
+    def _kill_zygote(self, zygote: _Zygote) -> None:
+        if zygote.pid is not None and not zygote.reaped:
+            os.kill(zygote.pid, signal.SIGKILL)
+
+    def _zygote_reaped(self, zygote: _Zygote) -> None:
+        zygote.reaped = True
+        self._maybe_zygote_gone(zygote)
+
+    def _maybe_zygote_gone(self, zygote: _Zygote) -> None:
+        if self._zygotes.get(zygote.key) is not zygote or not zygote.eof or (zygote.pid is not None and not zygote.reaped):
+            return
+        del self._zygotes[zygote.key]
+        zygote.control.close()
+        error: RewarmError | None = None
+        if not zygote.dropped:
+            error = from_code("start_failed", f"runtime {zygote.key} cannot start: {zygote.error or 'it ended'}")
+        self._sink.post(m.LangExited(zygote.key, error))
+        self._signal_closed()
+
+    # ------------------------------------------------------------ the end
+
+    async def close(self) -> None:
+        """Kill everything and wait until nothing is left (bounded)."""
+        self._closing = asyncio.Event()
+        for box in list(self._boxes.values()):
+            self._destroy(m.Destroy(box.id, "shutdown"))
+        for zygote in list(self._zygotes.values()):
+            self._drop_lang(m.DropLang(zygote.key, "shutdown"))
+        self._signal_closed()
+        try:
+            await asyncio.wait_for(self._closing.wait(), _CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            pass  # parent-death signals end the rest with us
+        self._reaper.sweep(self._session)
+        self._reaper.close()
+
+    def _signal_closed(self) -> None:
+        if self._closing is not None and not self._boxes and not self._zygotes:
+            self._closing.set()
+
+
+def _how(box: Box) -> RewarmError:
+    """Why a sandbox ended that nobody asked to end."""
+    name = box.spec.name
+    if box.failure is not None:
+        return from_code(box.failure["code"], box.failure["error"], box.failure["error_type"])
+    if box.status is None:
+        return SandboxFailed(f"an instance of {name!r} was lost while it was forked")
+    if os.WIFSIGNALED(box.status):
+        number = os.WTERMSIG(box.status)
+        if number == signal.SIGKILL:
+            return OutOfMemory(f"an instance of {name!r} was killed (SIGKILL), most likely because memory ran out")
+        return InstanceDied(f"an instance of {name!r} crashed with {signal.Signals(number).name}; see: rewarm logs {name}")
+    code = os.waitstatus_to_exitcode(box.status)
+    return InstanceDied(f"user code of {name!r} ended its process with exit status {code}; see: rewarm logs {name}")

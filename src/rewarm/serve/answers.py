@@ -1,0 +1,126 @@
+"""HTTP answers as bytes, built in one formatting step each."""
+
+from __future__ import annotations
+
+import base64
+from http import HTTPStatus
+
+import orjson
+
+from rewarm import wire
+from rewarm.errors import FunctionError, RewarmError
+from rewarm.facts.sandbox import StartKind
+from rewarm.serve.call import Call
+
+STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_START = {kind: kind.value.encode() for kind in StartKind}
+_FORM = {
+    wire.FORM_JSON: b"content-type: application/json\r\n",
+    wire.FORM_RAW: b"content-type: application/octet-stream\r\n",
+    wire.FORM_V2_BINARY: b"content-type: application/octet-stream\r\ninference-header-content-length: %s\r\n",
+}
+_CLOSE = b"connection: close\r\n"
+
+#: AWS's names for our errors (Lambda Invoke API).
+_AWS_NAMES = {
+    "not_found": "ResourceNotFoundException",
+    "queue_full": "TooManyRequestsException",
+    "body_too_large": "RequestTooLargeException",
+    "bad_request": "InvalidRequestContentException",
+    "deadline_exceeded": "TooManyRequestsException",
+}
+
+
+def timing(call: Call, run_us: int, size: int) -> bytes:
+    """The headers that say where the time went. Queue time does not include the start-up that it waited for."""
+    queue_ms = max(0.0, call.started_s - call.arrived_s - call.init_s) * 1e3
+    return (
+        b"rewarm-start: %s\r\nrewarm-queue-ms: %.3f\r\nrewarm-init-ms: %.3f\r\n"
+        b"rewarm-run-ms: %.3f\r\nrewarm-batch-size: %d\r\n"
+        % (_START[call.start], queue_ms, call.init_s * 1e3, run_us * 1e-3, size)
+    )
+
+
+def render(call: Call, answer: wire.Answer, run_us: int, size: int, common: bytes) -> bytes:
+    """The whole answer. `common` holds header lines that are the same for every answer of the moment (Date)."""
+    status, form, flags, meta, body = answer
+    form_line = _FORM[form]
+    if form == wire.FORM_V2_BINARY:
+        form_line = form_line % meta
+    extra = common
+    if call.lambda_id:
+        extra += _lambda_headers(call, bool(flags & wire.FLAG_FUNCTION_ERROR))
+    if call.close:
+        extra += _CLOSE
+    queue_ms = (call.started_s - call.arrived_s - call.init_s) * 1e3
+    return (
+        b"%s%scontent-length: %d\r\nrewarm-start: %s\r\nrewarm-queue-ms: %.3f\r\nrewarm-init-ms: %.3f\r\n"
+        b"rewarm-run-ms: %.3f\r\nrewarm-batch-size: %d\r\n%s\r\n%s"
+        % (
+            STATUS_LINES[status], form_line, len(body), _START[call.start], queue_ms if queue_ms > 0 else 0.0,
+            call.init_s * 1e3, run_us * 1e-3, size, extra, body,
+        )
+    )  # fmt: skip
+
+
+def render_error(call: Call, error: RewarmError, common: bytes) -> bytes:
+    """The answer of a request that was not run, or was lost with its instance."""
+    status, body, extra = error.status, orjson.dumps(error.to_json()), common
+    if call.lambda_id:
+        status, body, more = _lambda_error(call, error)
+        extra += more
+    return plain(status, body, extra + timing(call, 0, 0) + _retry_after(error), close=call.close)
+
+
+def plain(status: int, body: bytes, extra: bytes = b"", *, close: bool = False) -> bytes:
+    """A JSON answer with no call behind it."""
+    return b"%scontent-type: application/json\r\ncontent-length: %d\r\n%s%s\r\n%s" % (
+        STATUS_LINES[status], len(body), extra, _CLOSE if close else b"", body,
+    )  # fmt: skip
+
+
+def error_answer(error: RewarmError, extra: bytes = b"", *, close: bool = False) -> bytes:
+    """The plain answer for an error before there is a call."""
+    return plain(error.status, orjson.dumps(error.to_json()), extra + _retry_after(error), close=close)
+
+
+def _retry_after(error: RewarmError) -> bytes:
+    return b"" if error.retry_after_s is None else b"retry-after: %d\r\n" % max(1, round(error.retry_after_s))
+
+
+# ------------------------------------------------------------------ AWS Lambda
+
+
+def _lambda_headers(call: Call, failed: bool) -> bytes:
+    failure = b"x-amz-function-error: Unhandled\r\n" if failed else b""
+    return b"x-amzn-requestid: %s\r\nx-amz-executed-version: %s\r\n%s" % (
+        call.lambda_id.encode(), call.version.encode(), failure,
+    )  # fmt: skip
+
+
+def _lambda_error(call: Call, error: RewarmError) -> tuple[int, bytes, bytes]:
+    """As AWS has it: what the function did wrong is a 200 with a flag; what the service could not do is an error."""
+    if isinstance(error, FunctionError):
+        kind = "Sandbox.Timedout" if error.code == "function_timeout" else "Runtime.ExitError"
+        report = {"errorMessage": error.message, "errorType": kind, "requestId": call.lambda_id}
+        return 200, orjson.dumps(report), _lambda_headers(call, True)
+    name = _AWS_NAMES.get(error.code, "ServiceException")
+    status = 429 if name == "TooManyRequestsException" else error.status
+    fault = {"Type": "User" if status < 500 else "Service", "Message": error.message, "message": error.message}
+    if status == 429:
+        fault["Reason"] = "ReservedFunctionConcurrentInvocationLimitExceeded"
+    return status, orjson.dumps(fault), b"x-amzn-errortype: %s\r\n" % name.encode() + _lambda_headers(call, False)
+
+
+def lambda_log(call: Call, lines: list[str], run_ms: float, memory_mb: int) -> bytes:
+    """The X-Amz-Log-Result header: base64 of the last 4 KB of the log, in Lambda's form."""
+    billed = max(1, round(run_ms + call.init_s * 1e3 + 0.499))
+    init = f"\tInit Duration: {call.init_s * 1e3:.2f} ms" if call.init_s else ""
+    text = "\n".join((
+        f"START RequestId: {call.lambda_id} Version: {call.version}",
+        *lines,
+        f"END RequestId: {call.lambda_id}",
+        f"REPORT RequestId: {call.lambda_id}\tDuration: {run_ms:.2f} ms\tBilled Duration: {billed} ms"
+        f"\tMemory Size: {memory_mb} MB{init}\n",
+    ))  # fmt: skip
+    return b"x-amz-log-result: " + base64.b64encode(text.encode()[-4096:]) + b"\r\n"

@@ -1,0 +1,141 @@
+"""What all connections share: routes, limits, the way into the core, and the way back out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import orjson
+
+from rewarm import wire
+from rewarm.clock import Clock, system_clock
+from rewarm.config import HttpLimits
+from rewarm.errors import RewarmError
+from rewarm.facts.function import Revision
+from rewarm.facts.request import Request
+from rewarm.obs.logs import LogStore
+from rewarm.obs.stats import FunctionStats
+from rewarm.serve import answers
+from rewarm.serve.call import Call
+from rewarm.serve.router import Router
+
+if TYPE_CHECKING:
+    from rewarm.serve.protocol import FrontDoor
+
+_SWEEP_S = 0.5
+
+
+class Backend(Protocol):
+    """The way into the core."""
+
+    stats: dict[str, FunctionStats]
+    logs: LogStore
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its answer comes to `Door.answer` or `Door.reject`, perhaps before this returns."""
+
+    def cancel(self, request: Request) -> None:
+        """Its caller is gone."""
+
+    def revision(self, function: str) -> Revision | None:
+        """What is deployed under this name."""
+
+    def drain_logs(self, function: str) -> None:
+        """Bring the function's log up to date."""
+
+
+class Door:
+    """One per server."""
+
+    def __init__(self, limits: HttpLimits, clock: Clock = system_clock) -> None:
+        self.limits = limits
+        self.router = Router()
+        self.clock = clock
+        self.coarse_s = clock()  # good to half a second, costs nothing to read; for connection deadlines
+        self.connections: set[FrontDoor] = set()
+        self.draining = False
+        self.date_line = b""
+        self.backend: Backend = None  # type: ignore[assignment]  # set by `start`, before any connection
+
+    def start(self, backend: Backend) -> None:
+        self.backend = backend
+        self._loop = asyncio.get_running_loop()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Twice a second: the Date line, and connections that take too long for what they are doing."""
+        self.coarse_s = now = self.clock()
+        self.date_line = time.strftime("date: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime()).encode()
+        for connection in list(self.connections):
+            if connection.deadline_s < now:
+                connection.too_slow()
+        self._loop.call_later(_SWEEP_S, self._sweep)
+
+    # ------------------------------------------------------------ answers
+
+    def answer(self, requests: list[Request], replies: list[wire.Answer], run_us: int) -> None:
+        """Answer one batch. One caller's broken connection must not cost another its answer."""
+        now = self.clock()
+        size = len(requests)
+        stats = self.backend.stats.get(requests[0].function)
+        common = self.date_line
+        if stats is not None:
+            stats.batch(size, run_us)
+        for call, reply in zip(requests, replies, strict=True):
+            connection = call.connection  # type: ignore[attr-defined]
+            if stats is not None:
+                _count(stats, call, reply[0], now)
+            if connection is not None:
+                extra = common if not call.log_tail else common + self._tail(call, run_us)  # type: ignore[attr-defined, arg-type]
+                connection.finish(call, answers.render(call, reply, run_us, size, extra))  # type: ignore[arg-type]
+
+    def reject(self, request: Request, error: RewarmError) -> None:
+        connection = request.connection  # type: ignore[attr-defined]
+        if connection is not None:
+            connection.finish(request, answers.render_error(request, error, self.date_line))  # type: ignore[arg-type]
+
+    def _tail(self, call: Call, run_us: int) -> bytes:
+        self.backend.drain_logs(call.function)
+        lines = [line.text for line in self.backend.logs.of(call.function).tail(200, since_s=call.wall_s)]
+        revision = self.backend.revision(call.function)
+        memory_mb = revision.spec.memory_bytes >> 20 if revision is not None else 0
+        return answers.lambda_log(call, lines, run_us * 1e-3, memory_mb)
+
+
+def _count(stats: FunctionStats, call: Request, status: int, now: float) -> None:
+    stats.requests += 1
+    stats.codes[status] += 1
+    stats.starts[call.start.value] += 1
+    taken_s = now - call.arrived_s
+    stats.durations.observe(taken_s)
+    stats.queue.observe(call.started_s - call.arrived_s)
+    if status >= 400:
+        stats.errors += 1
+    elif stats.slo_s is not None and taken_s <= stats.slo_s:
+        stats.slo_met += 1
+
+
+def lambda_meta(call: Call, headers: list[tuple[bytes, bytes]], new_id: Callable[[], object] = uuid.uuid4) -> bytes:
+    """What the worker needs for the context of a Lambda call; also marks the call as one."""
+    call.lambda_id = str(new_id())
+    meta: dict[str, object] = {"request_id": call.lambda_id}
+    for name, value in headers:
+        if name == b"x-amz-client-context":
+            meta["client_context"] = _client_context(value)
+        elif name == b"x-amz-log-type" and value.lower() == b"tail":
+            call.log_tail = True
+            call.wall_s = time.time()
+    return orjson.dumps(meta)
+
+
+def _client_context(value: bytes) -> object:
+    import base64
+    import binascii
+
+    try:
+        return orjson.loads(base64.b64decode(value, validate=True))
+    except (binascii.Error, orjson.JSONDecodeError):
+        return None  # as AWS does: an unreadable client context is no client context

@@ -1,0 +1,204 @@
+"""The door to everything that survives a restart."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+import time
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+
+from rewarm.clock import Clock
+from rewarm.errors import BadDefinition
+from rewarm.facts.function import FunctionSpec, Revision
+from rewarm.store.artifacts import StoredWeights, copy_weights, drop, is_whole, place, place_weights, seal
+from rewarm.store.disk import Disk, disk_errors
+from rewarm.store.home import Home
+from rewarm.store.registry import Broken, Connect, Registry, canonical, connect
+
+
+class Store:
+    """An open home with its registry. Every method may be called from any thread.
+
+    Hashing and copying run beside each other; only the renames and the registry wait for a lock, which also keeps a
+    collection from taking what a deploy has just found there.
+    """
+
+    def __init__(self, home: Home, registry: Registry, disk: Disk, wall_clock: Clock) -> None:
+        self.home = home
+        self._registry = registry
+        self._disk = disk
+        self._wall_clock = wall_clock
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        home_path: str | Path,
+        *,
+        disk: Disk | None = None,
+        connect: Connect = connect,
+        wall_clock: Clock = time.time,
+    ) -> Store:
+        """Opens or creates a home and locks it. Raises HomeLocked, HomeTooNew, SystemFault."""
+        disk = disk or Disk()
+        home = Home.open(home_path, disk)
+        try:
+            registry = Registry.open(home, connect)
+            try:
+                with disk_errors("open the home", home.path):
+                    disk.sync(home.path)  # the registry's own name
+            except BaseException:
+                registry.close()
+                raise
+        except BaseException:
+            home.close()
+            raise
+        return cls(home, registry, disk, wall_clock)
+
+    def stage(self) -> Path:
+        """A fresh directory to unpack an upload into; end it with `deploy` or `discard`. Raises SystemFault."""
+        return self.home.fresh()
+
+    def discard(self, staged: Path) -> None:
+        """Removes a staged directory, if it is still there. What resists goes when the home is next opened."""
+        self._check_staged(staged)
+        with contextlib.suppress(OSError):
+            self._disk.remove_tree(staged)
+
+    def deploy(self, staged_dir: Path, spec: FunctionSpec) -> tuple[Revision, bool]:
+        """Makes the staged code what the function's name means → (revision, unchanged).
+
+        `staged_dir` comes from `stage` and is gone afterwards, whatever happens. When this returns, the revision is
+        durable; when it raises, the name means what it meant before. (One exception: if the disk fails in the very
+        commit, the new revision may stand.) Raises BadDefinition if `spec.weights` is not in the folder or leads out
+        of it, SystemFault if the disk or the registry fails.
+        """
+        self._check_staged(staged_dir)
+        weights_dir = None
+        weights = None
+        try:
+            with disk_errors("store the deploy", self.home.path):
+                if spec.weights is not None:
+                    source = _find_weights(staged_dir, spec)
+                    weights_dir = self.stage()
+                    weights = copy_weights(source, weights_dir, self._disk)
+                    self._disk.unlink(source)
+                code_sha = seal(staged_dir, self._disk)
+                with self._lock:
+                    if weights is not None and weights_dir is not None:
+                        place_weights(self.home, weights_dir, weights, self._disk)
+                    place(self.home, staged_dir, code_sha, self._disk)
+                    digest = revision_digest(spec, code_sha, weights.sha256 if weights else None)
+                    return self._registry.put(spec, digest, code_sha, weights, self._wall_clock())
+        finally:
+            for leftover in (staged_dir, weights_dir):
+                if leftover is not None:
+                    self.discard(leftover)
+
+    def get(self, name: str) -> Revision:
+        """The current revision. Raises NotFound."""
+        with self._lock:
+            return self._registry.get(name)
+
+    def revisions(self) -> list[Revision]:
+        """The current revision of every function whose files are there, by name."""
+        return self._survey()[0]
+
+    def broken(self) -> list[Broken]:
+        """The current revisions that `revisions` leaves out, and why."""
+        return self._survey()[1]
+
+    def history(self, name: str) -> list[Revision]:
+        """The revisions of a function that are kept, newest first. Raises NotFound."""
+        with self._lock:
+            return self._registry.revisions(name)
+
+    def remove(self, name: str) -> None:
+        """Forgets a function; `collect` frees its files. Raises NotFound."""
+        with self._lock:
+            self._registry.remove(name)
+
+    def unreferenced(self) -> list[Path]:
+        """The directories of code and weights that no kept revision uses."""
+        with self._lock:
+            return self._unreferenced()
+
+    def collect(self) -> list[Path]:
+        """Keeps the current and the previous revision of each function and removes every other file → what went.
+
+        Raises SystemFault; what was removed until then stays removed.
+        """
+        with self._lock:
+            self._registry.prune()
+            gone = self._unreferenced()
+            for path in gone:
+                drop(self.home, path, self._disk)
+            return gone
+
+    def close(self) -> None:
+        """Lets go of registry and home. Idempotent."""
+        with self._lock:
+            self._registry.close()
+            self.home.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _survey(self) -> tuple[list[Revision], list[Broken]]:
+        with self._lock:
+            found, broken = self._registry.current()
+        good: list[Revision] = []
+        for revision in found:
+            missing = _missing(self.home, revision)
+            if missing is None:
+                good.append(revision)
+            else:
+                broken.append(Broken(revision.name, revision.version, f"{missing}; deploy the function again"))
+        return good, broken
+
+    def _unreferenced(self) -> list[Path]:
+        code, weights = self._registry.used()
+        with disk_errors("list the home", self.home.path):
+            unused = [path for path in self.home.artifacts_dir.iterdir() if path.name not in code]
+            unused += [path for path in self.home.weights_dir.iterdir() if path.name not in weights]
+        return sorted(unused)
+
+    def _check_staged(self, staged: Path) -> None:
+        # A mistake of our own caller, and too dangerous to follow: what is staged gets removed.
+        if staged.parent != self.home.tmp_dir:
+            raise ValueError(f"{staged} was not staged in {self.home.tmp_dir}")
+
+
+def revision_digest(spec: FunctionSpec, code_sha: str, weights_sha: str | None) -> str:
+    """What makes two deploys of a name the same: specification, code and weights."""
+    text = canonical({"spec": spec.to_json(), "code": code_sha, "weights": weights_sha})
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _missing(home: Home, revision: Revision) -> str | None:
+    if not Path(revision.code_dir).is_dir():
+        return f"{revision.code_dir} is missing"
+    if revision.weights_path is not None:
+        path = Path(revision.weights_path)
+        if not is_whole(home, StoredWeights(path.parent.name, path.name, revision.weights_bytes)):
+            return f"{path} is missing or has another size"
+    return None
+
+
+def _find_weights(staged: Path, spec: FunctionSpec) -> Path:
+    """The weights file inside the staged folder. Raises BadDefinition."""
+    said = f"weights={spec.weights!r} of function {spec.name!r}"
+    relative = PurePosixPath(spec.weights or "")
+    source = staged / relative
+    if relative.is_absolute() or ".." in relative.parts or not source.resolve().is_relative_to(staged.resolve()):
+        raise BadDefinition(f"{said} leads out of the deployed folder; give a path inside it")
+    if source.is_symlink() or not source.is_file():
+        beside = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
+        listed = ", ".join(beside[:8]) + (", …" if len(beside) > 8 else "") if beside else "nothing"
+        raise BadDefinition(f"{said} is not a file in the deployed folder, which holds {listed}")
+    return source

@@ -1,0 +1,166 @@
+"""Framing between server and worker: one message each way per batch, bodies as raw bytes.
+
+Every frame, little-endian, no padding:
+
+    0        8     9      10        12          16          20
+    +--------+-----+------+---------+-----------+-----------+----------------+
+    | length | typ | flag | count   | number    | sequence  | rest of frame  |
+    | u64    | u8  | u8   | u16     | u32       | u32       | length-20 bytes|
+    +--------+-----+------+---------+-----------+-----------+----------------+
+
+`length` counts the whole frame. `sequence` numbers the batches of one sandbox; a reply carries its batch's.
+
+RUN (server → worker): `number` is the time limit in ms; then `count` item heads, then the items' meta and bodies in
+order.      head: kind u8, flags u8, meta_len u16, body_len u32
+REPLY (worker → server): `number` is microseconds inside user code; then `count` item heads, then metas and bodies.
+            head: status u16, form u8, flags u8, meta_len u16, body_len u32
+HELLO (worker → server): `number` is its pid. LOAD (server → worker), LOADED and FAILED (worker → server): a JSON object.
+
+Both ends are ours and of one version, on a socketpair: a frame that does not parse is a bug or a worker that wrote
+where it must not, and ends the worker (`WireError`), never the server.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+HEAD = struct.Struct("<QBBHII")
+_ITEM = struct.Struct("<BBHI")
+_ANSWER = struct.Struct("<HBBHI")
+HEAD_BYTES = HEAD.size
+FRAME_BYTES_MAX = 8 << 30
+
+RUN, REPLY, HELLO, LOAD, LOADED, FAILED = 1, 2, 3, 4, 5, 6
+
+# How the caller spoke, and so how the worker decodes and answers.
+KIND_JSON, KIND_RAW, KIND_V2, KIND_LAMBDA = 0, 1, 2, 3
+# What a body is.
+FORM_JSON, FORM_RAW, FORM_V2_BINARY = 0, 1, 2
+#: Answer flag: the status is about the user's function, not about the service.
+FLAG_FUNCTION_ERROR = 1
+
+BODY_BYTES_MAX = (1 << 32) - 1
+META_BYTES_MAX = (1 << 16) - 1
+
+
+class WireError(Exception):
+    """Bytes that are not a frame."""
+
+
+class Item(NamedTuple):
+    """One request as the worker sees it. `meta` depends on the kind (see worker.codec)."""
+
+    kind: int
+    meta: bytes
+    body: bytes | memoryview
+
+
+class Answer(NamedTuple):
+    """One answer as the front door sees it. `meta` is the JSON length of a v2 binary body, else empty."""
+
+    status: int
+    form: int
+    flags: int
+    meta: bytes
+    body: bytes
+
+
+def encode_run(items: Sequence[Item], sequence: int, limit_ms: int) -> bytes:
+    """One RUN frame. Raises WireError if a body or meta is larger than its length field."""
+    pack = _ITEM.pack
+    heads, tail, total = [], [], HEAD_BYTES + _ITEM.size * len(items)
+    try:
+        for kind, meta, body in items:
+            heads.append(pack(kind, 0, len(meta), len(body)))
+            if meta:
+                tail.append(meta)
+            tail.append(body)
+            total += len(meta) + len(body)
+        head = HEAD.pack(total, RUN, 0, len(items), min(limit_ms, 0xFFFFFFFF), sequence & 0xFFFFFFFF)
+    except struct.error as error:
+        raise WireError(f"a request does not fit into a frame: {error}") from error
+    return b"".join((head, *heads, *tail))
+
+
+def decode_run(frame: memoryview, count: int) -> list[Item]:
+    """The items of a RUN frame; bodies are views into `frame`, which must stay unchanged while they are used."""
+    items: list[Item] = []
+    at = HEAD_BYTES
+    rest = at + _ITEM.size * count
+    for _ in range(count):
+        kind, _, meta_len, body_len = _ITEM.unpack_from(frame, at)
+        at += _ITEM.size
+        meta = bytes(frame[rest : rest + meta_len]) if meta_len else b""
+        rest += meta_len
+        items.append(Item(kind, meta, frame[rest : rest + body_len]))
+        rest += body_len
+    return items
+
+
+def encode_reply(answers: Sequence[Answer], sequence: int, run_us: int) -> bytes:
+    """One REPLY frame."""
+    pack = _ANSWER.pack
+    heads, tail, total = [], [], HEAD_BYTES + _ANSWER.size * len(answers)
+    for status, form, flags, meta, body in answers:
+        heads.append(pack(status, form, flags, len(meta), len(body)))
+        if meta:
+            tail.append(meta)
+        tail.append(body)
+        total += len(meta) + len(body)
+    head = HEAD.pack(total, REPLY, 0, len(answers), min(run_us, 0xFFFFFFFF), sequence)
+    return b"".join((head, *heads, *tail))
+
+
+def decode_reply(frame: bytes, count: int) -> list[Answer]:
+    """The answers of a REPLY frame. Raises WireError if the lengths do not add up."""
+    answers: list[Answer] = []
+    unpack = _ANSWER.unpack_from
+    at = HEAD_BYTES
+    rest = at + _ANSWER.size * count
+    try:
+        for _ in range(count):
+            status, form, flags, meta_len, body_len = unpack(frame, at)
+            at += _ANSWER.size
+            body_at = rest + meta_len
+            end = body_at + body_len
+            answers.append(Answer(status, form, flags, frame[rest:body_at] if meta_len else b"", frame[body_at:end]))
+            rest = end
+    except struct.error as error:
+        raise WireError(f"a reply is cut short: {error}") from error
+    if rest != len(frame):
+        raise WireError(f"a reply of {len(frame)} bytes describes {rest}")
+    return answers
+
+
+def encode_plain(frame_type: int, body: bytes = b"", number: int = 0) -> bytes:
+    """A frame without items: HELLO, LOAD, LOADED, FAILED."""
+    return HEAD.pack(HEAD_BYTES + len(body), frame_type, 0, 0, number, 0) + body
+
+
+class Reader:
+    """Cuts a stream of chunks into frames."""
+
+    __slots__ = ("_buffer", "_need")
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._need = HEAD_BYTES
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The frames that are complete now. Raises WireError on a head that cannot be one."""
+        buffer = self._buffer
+        if not buffer and len(chunk) >= HEAD_BYTES and HEAD.unpack_from(chunk)[0] == len(chunk):
+            return [chunk]  # by far the most frequent case: exactly one whole frame
+        buffer += chunk
+        frames = []
+        while len(buffer) >= HEAD_BYTES:
+            length = HEAD.unpack_from(buffer)[0]
+            if not HEAD_BYTES <= length <= FRAME_BYTES_MAX:
+                raise WireError(f"a frame of {length} bytes")
+            if len(buffer) < length:
+                break
+            frames.append(bytes(buffer[:length]))
+            del buffer[:length]
+        return frames

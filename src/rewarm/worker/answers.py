@@ -1,0 +1,46 @@
+"""Answers of the worker: JSON bodies for values and for errors, in the dialect of the caller."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from typing import Any
+
+import orjson
+
+from rewarm import wire
+from rewarm.errors import BY_CODE
+from rewarm.worker.user import one_line
+
+_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+
+
+def fault(code: str, message: str, error_type: str = "Error") -> wire.Answer:
+    """An error of the service: the status belongs to the code."""
+    body = orjson.dumps({"error": message, "code": code, "error_type": error_type})
+    return wire.Answer(BY_CODE[code].status, wire.FORM_JSON, 0, b"", body)
+
+
+def raised(kind: int, error: BaseException, code_dir: str | None, request_id: str = "") -> wire.Answer:
+    """User code raised `error`: AWS's shape for Lambda callers, ours for all others."""
+    if kind == wire.KIND_LAMBDA:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if code_dir is None or f.filename.startswith(code_dir)]
+        body = {
+            "errorMessage": str(error), "errorType": type(error).__name__, "requestId": request_id,
+            "stackTrace": [f"  {f.name} line {f.lineno}\n    {f.line}\n" for f in own],
+        }  # fmt: skip
+        return wire.Answer(200, wire.FORM_JSON, wire.FLAG_FUNCTION_ERROR, b"", orjson.dumps(body))
+    code = "out_of_memory" if isinstance(error, MemoryError) else "function_error"
+    return fault(code, one_line(error, code_dir), type(error).__name__)
+
+
+def value(result: Any) -> wire.Answer:
+    """What a handler returned: bytes as they are, everything else as JSON. Raises TypeError if it is neither."""
+    if isinstance(result, bytes | bytearray | memoryview):
+        return wire.Answer(200, wire.FORM_RAW, 0, b"", bytes(result))
+    try:
+        body = orjson.dumps(result, option=_OPTIONS)
+    except (TypeError, ValueError):
+        body = json.dumps(result).encode()  # integers beyond 64 bits, and the final word on what is not JSON
+    return wire.Answer(200, wire.FORM_JSON, 0, b"", body)

@@ -1,0 +1,257 @@
+"""The engine for `predict` on numpy arrays: decode every body of the batch, run once, give each caller its rows.
+
+A body that does not decode is that caller's error and leaves the batch; the others run. Requests whose rows have
+different shapes or dtypes (only possible where these were not declared) run as separate groups.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+import simdjson
+
+from rewarm import wire
+from rewarm.errors import BadRequest
+from rewarm.facts.function import DTYPES, FunctionSpec
+from rewarm.worker import answers
+from rewarm.worker.tensors import Array, Input, Wanted, make_input, row_from_json, row_from_raw, rows_from_v2
+
+_JSON_ARRAYS = orjson.OPT_SERIALIZE_NUMPY
+_BUFFER_TYPE = {"f": "d", "i": "i", "u": "u"}  # numpy kind → pysimdjson's 64-bit buffer type
+_BUFFER_DTYPE = {"d": np.dtype("f8"), "i": np.dtype("i8"), "u": np.dtype("u8")}
+
+
+class _Decoded(NamedTuple):
+    place: int  # index in the batch
+    rows: int
+    arrays: dict[str, Array]
+    wanted: Wanted | None  # v2 callers only
+
+
+class ArrayEngine:
+    """Runs `instance.predict` on batches."""
+
+    def __init__(self, instance: Any, spec: FunctionSpec, version: int) -> None:
+        self._predict = instance.predict
+        self._spec = spec
+        self._version = version
+        self._code_dir = sys.path[0]
+        self._inputs: list[Input] = [make_input(name, tensor) for name, tensor in spec.inputs]
+        self._output_names = [name for name, _ in spec.outputs]
+        self._parser = simdjson.Parser()
+        first = self._inputs[0]
+        # The fast path: one declared input of fixed size, filled row by row into one array.
+        self._fast = (
+            len(self._inputs) == 1 and first.dtype is not None and first.size is not None
+            and first.dtype.kind in _BUFFER_TYPE and first.dtype.itemsize >= 2
+        )  # fmt: skip
+        self._flat_rows = self._fast and first.tensor is not None and len(first.tensor.shape) == 1
+
+    def run(self, items: list[wire.Item], limit_ms: int) -> tuple[list[wire.Answer], int]:
+        """One answer per item, in order, and the microseconds inside predict."""
+        results: list[wire.Answer | None] = [None] * len(items)
+        if self._fast and all(item.kind <= wire.KIND_RAW for item in items):
+            run_us = self._run_fast(items, results)
+        else:
+            run_us = self._run_any(items, results)
+        return [r if r is not None else answers.fault("internal", "no answer") for r in results], run_us
+
+    # ------------------------------------------------------------ fast path
+
+    def _run_fast(self, items: list[wire.Item], results: list[wire.Answer | None]) -> int:
+        spec = self._inputs[0]
+        batch = np.empty((len(items), spec.size), spec.dtype)  # type: ignore[arg-type]
+        places: list[int] = []
+        for place, item in enumerate(items):
+            try:
+                self._fill(batch, len(places), item, spec)
+                places.append(place)
+            except BadRequest as error:
+                results[place] = answers.fault(error.code, error.message, type(error).__name__)
+        if not places:
+            return 0
+        shaped = batch[: len(places)].reshape(len(places), *spec.tensor.shape)  # type: ignore[union-attr]
+        outputs, run_us = self._call({spec.name: shaped}, len(places), [(p, items[p].kind) for p in places], results)
+        if outputs is None:
+            return run_us
+        if len(outputs) == 1:
+            (only,) = outputs.values()
+            rows = _plain(only)
+            for index, place in enumerate(places):
+                results[place] = _encode_row(rows[index], items[place].kind)
+        else:
+            for index, place in enumerate(places):
+                results[place] = _encode_plain(outputs, index, items[place].kind)
+        return run_us
+
+    def _fill(self, batch: Array, index: int, item: wire.Item, spec: Input) -> None:
+        """Decode one body straight into row `index` of the batch."""
+        body = item.body
+        if item.kind == wire.KIND_RAW:
+            if len(body) != batch.shape[1] * batch.itemsize:
+                row_from_raw(body, self._inputs)  # raises with the right sentence
+            batch[index] = np.frombuffer(body, batch.dtype)
+            return
+        head = bytes(body[:2])
+        if self._flat_rows and head[:1] == b"[" and head[1:] not in b"[ \n\t\r":
+            buffer_type = _BUFFER_TYPE[batch.dtype.kind]
+            try:
+                array = self._parser.parse(body).as_buffer(of_type=buffer_type)
+                row = np.frombuffer(array, _BUFFER_DTYPE[buffer_type])
+            except (TypeError, ValueError, RuntimeError):
+                row = None  # not a flat list of such numbers: let the careful path say what it is
+                self._parser = simdjson.Parser()
+            if row is not None and len(row) == batch.shape[1] and (batch.dtype.kind == "f" or batch.itemsize == 8):
+                batch[index] = row
+                return
+        batch[index] = row_from_json(body, self._inputs)[spec.name].reshape(-1)
+
+    # ------------------------------------------------------------ any mixture
+
+    def _run_any(self, items: list[wire.Item], results: list[wire.Answer | None]) -> int:
+        groups: dict[tuple[Any, ...], list[_Decoded]] = {}
+        for place, item in enumerate(items):
+            try:
+                decoded = self._decode(place, item)
+            except BadRequest as error:
+                results[place] = answers.fault(error.code, error.message, type(error).__name__)
+                continue
+            key = tuple((a.dtype.str, a.shape[1:]) for a in decoded.arrays.values())
+            groups.setdefault(key, []).append(decoded)
+        return sum(self._run_group(group, items, results) for group in groups.values())
+
+    def _decode(self, place: int, item: wire.Item) -> _Decoded:
+        wanted = None
+        if item.kind == wire.KIND_V2:
+            arrays, wanted = rows_from_v2(memoryview(item.body), item.meta, self._inputs)
+        elif item.kind == wire.KIND_RAW:
+            arrays = row_from_raw(item.body, self._inputs)
+        else:
+            arrays = row_from_json(item.body, self._inputs)
+        ordered = {spec.name: arrays[spec.name] for spec in self._inputs}
+        return _Decoded(place, len(next(iter(ordered.values()))), ordered, wanted)
+
+    def _run_group(self, group: list[_Decoded], items: list[wire.Item], results: list[wire.Answer | None]) -> int:
+        names = [spec.name for spec in self._inputs]
+        # concatenate copies, also for one request: user code may keep what it was given, the frame buffer is reused
+        batch = {name: np.concatenate([d.arrays[name] for d in group]) for name in names}
+        rows = sum(d.rows for d in group)
+        outputs, run_us = self._call(batch, rows, [(d.place, items[d.place].kind) for d in group], results)
+        if outputs is None:
+            return run_us
+        at = 0
+        for decoded in group:
+            kind = items[decoded.place].kind
+            if decoded.wanted is not None:
+                part = {name: array[at : at + decoded.rows] for name, array in outputs.items()}
+                results[decoded.place] = self._encode_v2(part, decoded.wanted)
+            else:
+                results[decoded.place] = _encode_plain(outputs, at, kind)
+            at += decoded.rows
+        return run_us
+
+    def _call(
+        self, batch: dict[str, Array], rows: int, whose: list[tuple[int, int]], results: list[wire.Answer | None]
+    ) -> tuple[dict[str, Array] | None, int]:
+        """Run predict; on any failure every request of the batch gets its own typed answer and None comes back."""
+        since_ns = time.perf_counter_ns()
+        try:
+            output = self._predict(**batch)
+            run_us = (time.perf_counter_ns() - since_ns) // 1000
+            return self._named(output, rows), run_us
+        except Exception as error:
+            run_us = (time.perf_counter_ns() - since_ns) // 1000
+            traceback.print_exc()
+            for place, kind in whose:
+                results[place] = answers.raised(kind, error, self._code_dir)
+            return None, run_us
+
+    def _named(self, output: Any, rows: int) -> dict[str, Array]:
+        """predict's result by output name; raises ValueError unless each has as many rows as the batch."""
+        if isinstance(output, dict):
+            named = {str(name): np.asarray(array) for name, array in output.items()}
+        elif isinstance(output, tuple):
+            names = self._output_names or [f"output_{i}" for i in range(len(output))]
+            if len(names) != len(output):
+                raise ValueError(f"predict returned {len(output)} outputs, declared are {names}")
+            named = {name: np.asarray(array) for name, array in zip(names, output, strict=True)}
+        else:
+            named = {self._output_names[0] if self._output_names else "output": np.asarray(output)}
+        for name, array in named.items():
+            if array.ndim == 0 or len(array) != rows:
+                got = f"{len(array)} rows" if array.ndim else "a single number"
+                raise ValueError(f"predict returned {got} in {name!r} for a batch of {rows} rows")
+        return named
+
+    def _encode_v2(self, outputs: dict[str, Array], wanted: Wanted) -> wire.Answer:
+        unknown = [name for name in wanted.outputs if name not in outputs]
+        if unknown:
+            return answers.fault("bad_tensor", f"there is no output {unknown[0]!r}; the function has {list(outputs)}")
+        described, chunks = [], []
+        for name in wanted.outputs or outputs:
+            array = outputs[name]
+            datatype = "BYTES" if array.dtype.kind in "OUS" else DTYPES.get(array.dtype.name)
+            if datatype is None:
+                return answers.fault("function_error", f"output {name!r} has dtype {array.dtype}, which v2 cannot carry")
+            entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
+            if wanted.outputs.get(name, wanted.binary_default):
+                chunk = _binary(array)
+                entry["parameters"] = {"binary_data_size": len(chunk)}
+                chunks.append(chunk)
+            else:
+                entry["data"] = _plain(array).ravel()
+            described.append(entry)
+        head = {"model_name": self._spec.name, "model_version": str(self._version), "outputs": described}
+        if wanted.request_id is not None:
+            head["id"] = wanted.request_id
+        text = orjson.dumps(head, option=_JSON_ARRAYS, default=_jsonable)
+        if not chunks:
+            return wire.Answer(200, wire.FORM_JSON, 0, b"", text)
+        return wire.Answer(200, wire.FORM_V2_BINARY, 0, str(len(text)).encode(), b"".join((text, *chunks)))
+
+
+def _plain(array: Array) -> Array:
+    """An array that orjson can write: contiguous, native, no half precision."""
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    return np.ascontiguousarray(array)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in value.tolist()]
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _encode_row(row: Any, kind: int) -> wire.Answer:
+    if kind == wire.KIND_RAW:
+        return wire.Answer(200, wire.FORM_RAW, 0, b"", row.tobytes())
+    return wire.Answer(200, wire.FORM_JSON, 0, b"", orjson.dumps(row, option=_JSON_ARRAYS, default=_jsonable))
+
+
+def _encode_plain(outputs: dict[str, Array], index: int, kind: int) -> wire.Answer:
+    """Row `index` as a plain answer: the value itself for a single output, else an object by name."""
+    if len(outputs) == 1:
+        (only,) = outputs.values()
+        return _encode_row(_plain(only)[index], kind)
+    if kind == wire.KIND_RAW:
+        return answers.fault("bad_request", f"raw bytes need one output, the function has {list(outputs)}; ask in JSON")
+    rows = {name: _plain(array)[index] for name, array in outputs.items()}
+    return wire.Answer(200, wire.FORM_JSON, 0, b"", orjson.dumps(rows, option=_JSON_ARRAYS, default=_jsonable))
+
+
+def _binary(array: Array) -> bytes:
+    if array.dtype.kind not in "OUS":
+        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    chunks = []
+    for value in array.ravel().tolist():
+        text = value if isinstance(value, bytes) else str(value).encode()
+        chunks.append(len(text).to_bytes(4, "little") + text)
+    return b"".join(chunks)
+
+

@@ -1,0 +1,109 @@
+"""Look into a file before it is deployed: which functions does it define, and what do they need?
+
+    python -m rewarm.worker.inspect FILE [--select NAME | --handler module.attribute]
+
+Imports FILE in this (separate, short-lived) process and prints one JSON line:
+
+    {"ok": true, "functions": [{"name", "entry", "weights", "files", "spec"}]}
+    {"ok": false, "code": "...", "error": "..."}
+
+`files` are the modules of the file's own folder that importing it pulled in, relative to that folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rewarm.define import default_batching
+from rewarm.facts.function import FunctionSpec
+from rewarm.worker.user import UserError, find_entry
+
+
+def inspect_file(file: Path, select: str | None, handler: str | None) -> list[dict[str, Any]]:
+    """The functions that `file` offers, narrowed by `select` or `handler`. Raises UserError."""
+    folder = file.resolve().parent
+    if not file.is_file():
+        raise UserError(f"{file} is not a file", "FileNotFoundError", "bad_definition")
+    if not file.stem.isidentifier():
+        raise UserError(f"{file.name} is not the name of a Python module; rename it", "ValueError", "bad_definition")
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(folder))
+    os.chdir(folder)
+    if handler is not None:
+        specs = [_handler_spec(file, handler, str(folder))]
+    else:
+        specs = _decorated(file, select, str(folder))
+    files = _local_modules(folder)
+    return [
+        {"name": s.name, "entry": s.entry, "weights": s.weights, "files": files, "spec": s.to_json()} for s in specs
+    ]
+
+
+def _handler_spec(file: Path, handler: str, folder: str) -> FunctionSpec:
+    module, _, attribute = handler.rpartition(".")
+    if not module:
+        raise UserError(f"--handler is module.attribute, not {handler!r}", "ValueError", "bad_definition")
+    target = find_entry(f"{module}:{attribute}", folder)
+    if not callable(target):
+        raise UserError(f"{handler} is not a function", "TypeError", "bad_definition")
+    declared = getattr(target, "__rewarm__", None)
+    if isinstance(declared, FunctionSpec):
+        return declared
+    if inspect.isclass(target):
+        raise UserError(f"{handler} is a class: mark it with @rewarm.function", "TypeError", "bad_definition")
+    name = file.stem if attribute in ("handler", "main", "lambda_handler") else attribute
+    return FunctionSpec(name=name, kind="handler", entry=f"{module}:{attribute}", batching=default_batching(False))
+
+
+def _decorated(file: Path, select: str | None, folder: str) -> list[FunctionSpec]:
+    module = find_entry(f"{file.stem}:__dict__", folder)
+    found: dict[str, FunctionSpec] = {}
+    for name, thing in module.items():
+        spec = getattr(thing, "__rewarm__", None)
+        if isinstance(spec, FunctionSpec) and getattr(thing, "__module__", None) == file.stem:
+            found[name] = spec
+    if select is not None:
+        chosen = [spec for name, spec in found.items() if select in (name, spec.name)]
+        if not chosen:
+            raise UserError(f"{file.name} has no function {select!r}; it has {sorted(found)}", "NameError", "bad_definition")
+        return chosen[:1]
+    if not found:
+        text = f"{file.name} has no function: mark one with @rewarm.function, or name a handler with --handler"
+        raise UserError(text, "NameError", "bad_definition")
+    return list(found.values())
+
+
+def _local_modules(folder: Path) -> list[str]:
+    files = set()
+    for module in list(sys.modules.values()):
+        origin = getattr(module, "__file__", None)
+        if origin and Path(origin).resolve().is_relative_to(folder) and "site-packages" not in origin:
+            files.add(str(Path(origin).resolve().relative_to(folder)))
+    return sorted(files)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="rewarm.worker.inspect")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--select")
+    parser.add_argument("--handler")
+    arguments = parser.parse_args()
+    # What the file prints while it is imported must not get between us and our reader.
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            functions = inspect_file(arguments.file, arguments.select, arguments.handler)
+            report: dict[str, Any] = {"ok": True, "functions": functions}
+        except UserError as error:
+            report = {"ok": False, "code": error.code, "error": error.message}
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""An instance: one process, forked from a zygote, that loads one function and runs its batches one after another.
+
+It knows one socket. It says HELLO, is told to LOAD, says LOADED or FAILED, and from then on answers each RUN with a
+REPLY. Whatever user code does beyond raising an exception (exit, crash, hang, eat memory) ends this process and
+nothing else; the server sees it go.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import resource
+import socket
+import sys
+import time
+import traceback
+from typing import Any, Protocol
+
+import orjson
+
+from rewarm import wire
+from rewarm.worker import kernel
+from rewarm.worker.user import UserError, load_user, one_line
+
+_DATA_FD = 3
+
+
+class Engine(Protocol):
+    """Runs one batch: items in, as many answers out, and the microseconds spent inside user code."""
+
+    def run(self, items: list[wire.Item], limit_ms: int) -> tuple[list[wire.Answer], int]: ...
+
+
+def main(data_fd: int, log_fd: int, order: dict[str, Any]) -> None:
+    """Runs in the forked child; never returns."""
+    channel = _settle(data_fd, log_fd, order)
+    channel.sendall(wire.encode_plain(wire.HELLO, number=os.getpid()))
+    stream = _Stream(channel)
+    status = 1
+    try:
+        engine = _load(stream, channel)
+        if engine is not None:
+            _loop(stream, channel, engine)
+            status = 0
+    except SystemExit as stop:  # user code called sys.exit(): the process ends, as it asked
+        status = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status & 0xFF)
+
+
+def _settle(data_fd: int, log_fd: int, order: dict[str, Any]) -> socket.socket:
+    """Take the process apart from its zygote: descriptors, limits, directory, randomness, signals."""
+    high = max(data_fd, log_fd, 10) + 1
+    data, log = high, high + 1
+    os.dup2(data_fd, data)
+    os.dup2(log_fd, log)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.dup2(data, _DATA_FD, inheritable=False)
+    kernel.close_from(_DATA_FD + 1)
+    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    memory_bytes = int(order["memory_bytes"])
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    files = 1024 if hard == resource.RLIM_INFINITY else min(1024, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    scratch = str(order["scratch"])
+    os.chdir(scratch)
+    os.environ["TMPDIR"] = os.environ["HOME"] = scratch
+    random.seed()  # forks of one zygote would otherwise share their random numbers
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(int.from_bytes(os.urandom(4), "little"))
+    return socket.socket(fileno=_DATA_FD)
+
+
+def _load(stream: _Stream, channel: socket.socket) -> Engine | None:
+    frame_type, _, _, _, body = stream.frame()
+    if frame_type != wire.LOAD:
+        raise wire.WireError(f"expected LOAD, got frame type {frame_type}")
+    order = json.loads(bytes(body))
+    try:
+        engine, timings = load_user(order)
+    except UserError as error:
+        report = {"code": error.code, "error": error.message, "error_type": error.error_type}
+        channel.sendall(wire.encode_plain(wire.FAILED, orjson.dumps(report)))
+        return None
+    gc.collect()
+    gc.freeze()
+    channel.sendall(wire.encode_plain(wire.LOADED, orjson.dumps(timings)))
+    return engine
+
+
+def _loop(stream: _Stream, channel: socket.socket, engine: Engine) -> None:
+    while True:
+        frame_type, count, number, sequence, _ = frame = stream.frame()
+        if frame_type != wire.RUN:
+            raise wire.WireError(f"expected RUN, got frame type {frame_type}")
+        items = wire.decode_run(stream.view, count)
+        del frame
+        try:
+            answers, run_us = engine.run(items, number)
+        except Exception as error:  # the engines catch what user code raises: this is our bug, said in the log
+            traceback.print_exc()
+            text = f"the worker failed on the batch: {one_line(error)}"
+            failure = orjson.dumps({"error": text, "code": "internal"})
+            answers, run_us = [wire.Answer(500, wire.FORM_JSON, 0, b"", failure)] * count, 0
+        del items
+        channel.sendall(wire.encode_reply(answers, sequence, run_us))
+
+
+class _Stream:
+    """Reads frames into one buffer that grows to the largest frame seen (bounded by what the server sends)."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._buffer = bytearray(1 << 16)
+        self._filled = 0
+        self._length = 0
+        self.view = memoryview(self._buffer)
+
+    def frame(self) -> tuple[int, int, int, int, memoryview]:
+        """(type, count, number, sequence, body); `view` holds the whole frame until the next call."""
+        self._drop_last()
+        self._fill(wire.HEAD_BYTES)
+        length, frame_type, _, count, number, sequence = wire.HEAD.unpack_from(self._buffer)
+        if not wire.HEAD_BYTES <= length <= wire.FRAME_BYTES_MAX:
+            raise wire.WireError(f"a frame of {length} bytes")
+        self._fill(length)
+        self._length = length
+        self.view = memoryview(self._buffer)[:length]
+        return frame_type, count, number, sequence, self.view[wire.HEAD_BYTES :]
+
+    def _drop_last(self) -> None:
+        if self._length:
+            rest = self._filled - self._length
+            if rest:
+                self._buffer[:rest] = self._buffer[self._length : self._filled]
+            self._filled, self._length = rest, 0
+
+    def _fill(self, wanted: int) -> None:
+        if len(self._buffer) < wanted:
+            # A new object, not a resize: user code may still hold views of the last batch.
+            self._buffer = self._buffer[: self._filled] + bytearray(wanted - self._filled)
+        while self._filled < wanted:
+            got = self._channel.recv_into(memoryview(self._buffer)[self._filled :])
+            if got == 0:
+                os._exit(0)  # the server let go of us
+            self._filled += got

@@ -1,0 +1,118 @@
+"""A zygote: an interpreter with a Lang key's packages imported, from which instances and other zygotes are forked.
+
+It runs no user code and starts no thread; before each fork it counts its threads and refuses if there is more than
+one, because a fork copies only the calling thread and every lock that another one holds stays locked for ever.
+
+It forks twice. The middle process exits at once, so the new process is adopted by the server (a child subreaper),
+which can wait for it, and lives on when the zygote is peeled or dies.
+
+Control channel: one SOCK_SEQPACKET socket; each packet is a JSON object, with descriptors attached.
+
+    server → zygote   {"op": "instance", "scratch": DIR, "memory_bytes": N}   + data socket, log pipe
+                      {"op": "zygote", "packages": [...]}                     + control socket of the new zygote
+    zygote → server   {"op": "alive", "pid": P, "seconds": S}                 once, after its imports
+                      {"op": "failed", "error": "..."}                        instead, then it exits
+                      {"op": "refused", "error": "..."}                       a fork that it would not do
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+from rewarm.worker import kernel
+
+#: Libraries read these when they are imported; more than one thread in a zygote would make it unable to fork.
+#: onnxruntime ≥ 1.29 starts a telemetry thread (and a network connection) on import unless told not to.
+SINGLE_THREADED_ENV = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "GOTO_NUM_THREADS": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+PACKET_BYTES_MAX = 1 << 16
+
+
+def main(argv: list[str]) -> None:
+    """`python -m rewarm.worker.zygote FD SERVER_PID PACKAGE…`: the root of a tree, started from nothing."""
+    control = socket.socket(fileno=int(argv[0]))
+    server_pid = int(argv[1])
+    kernel.die_with(server_pid)
+    _serve(control, server_pid, argv[2:], time.monotonic())
+
+
+def _serve(control: socket.socket, server_pid: int, packages: list[str], since_s: float) -> None:
+    """Import, report, then fork on demand until the server hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the server's to handle
+    try:
+        _preload(packages)
+    except BaseException as error:
+        _send(control, {"op": "failed", "error": f"{type(error).__name__}: {error}"})
+        os._exit(1)
+    gc.collect()
+    gc.freeze()  # the collector would otherwise write to, and so copy, every shared page
+    _send(control, {"op": "alive", "pid": os.getpid(), "seconds": time.monotonic() - since_s})
+    while True:
+        packet, descriptors, _, _ = socket.recv_fds(control, PACKET_BYTES_MAX, 2)
+        if not packet:
+            os._exit(0)
+        order = json.loads(packet)
+        threads = kernel.thread_count()
+        if threads > 1:
+            _send(control, {"op": "refused", "error": f"the zygote has {threads} threads and can not fork safely"})
+        else:
+            _fork(order, descriptors, control, server_pid)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _preload(packages: list[str]) -> None:
+    from rewarm.worker import instance  # noqa: F401 - what every instance needs, imported once for all
+
+    for package in packages:
+        importlib.import_module(package)
+    if "numpy" in sys.modules:
+        from rewarm.worker import arrays  # noqa: F401
+
+
+def _fork(order: dict[str, object], descriptors: list[int], control: socket.socket, server_pid: int) -> None:
+    since_s = time.monotonic()
+    middle = os.fork()
+    if middle:
+        os.waitpid(middle, 0)
+        return
+    if os.fork():
+        os._exit(0)
+    try:
+        kernel.die_with(server_pid)
+        os.setsid()
+        if order["op"] == "zygote":
+            fresh = socket.socket(fileno=os.dup(descriptors[0]))
+            control.close()
+            os.close(descriptors[0])
+            _serve(fresh, server_pid, list(order["packages"]), since_s)  # type: ignore[call-overload]
+        else:
+            from rewarm.worker import instance
+
+            instance.main(descriptors[0], descriptors[1], order)
+    finally:
+        os._exit(1)
+
+
+def _send(control: socket.socket, packet: dict[str, object]) -> None:
+    try:
+        control.send(json.dumps(packet).encode()[:PACKET_BYTES_MAX])
+    except OSError:
+        os._exit(0)  # the server is gone
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
