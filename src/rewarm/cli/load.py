@@ -128,4 +128,4 @@ def _show(report: dict[str, Any]) -> None:
     )
     if report["lag_ms_max"] > 10:
         rows.append(["generator late by up to", f"{report['lag_ms_max']:.1f} ms"])
-    show_table(["", ""], rows, right=[])
+    show_table(["", ""], rows)

@@ -32,8 +32,8 @@ COMMANDS = {
     "experiment": "experiment",
     "doctor": "doctor",
 }
+#: What to do where the message itself does not say it.
 _HINTS = {
-    "not_found": "rewarm ls shows what is deployed",
     "queue_full": "the queue is full; send less, or deploy with more --max-instances",
     "over_memory_budget": "rewarm ps shows what holds memory; rewarm serve --memory sets the budget",
     "start_failed": "rewarm logs NAME shows what it printed while starting",
@@ -41,8 +41,6 @@ _HINTS = {
     "instance_died": "rewarm logs NAME shows what it printed before it ended",
     "function_timeout": "deploy with a longer --timeout if it needs the time",
     "out_of_memory": "deploy with more --memory",
-    "port_in_use": "choose another one with --port, or 0 for any",
-    "home_locked": "another server uses this home; stop it or choose another with --home",
 }
 
 

@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-_PIPE_COLUMNS = 200  # tables into a pipe are not cut at the 80 columns of no terminal
+_TABLE_COLUMNS = 200  # a table is not squeezed into a narrow terminal or the 80 columns of a pipe: its lines wrap whole
 
 
 def emit_json(value: Any, *, compact: bool = False) -> None:
@@ -22,9 +22,7 @@ def emit_json(value: Any, *, compact: bool = False) -> None:
 def console(*, err: bool = False) -> Console:
     from rich.console import Console
 
-    stream = sys.stderr if err else sys.stdout
-    width = None if stream.isatty() else _PIPE_COLUMNS
-    return Console(file=stream, width=width, highlight=False)
+    return Console(file=sys.stderr if err else sys.stdout, width=None if err else _TABLE_COLUMNS, highlight=False)
 
 
 def show_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
@@ -33,7 +31,7 @@ def show_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: S
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=any(titles))
     for title in titles:
         table.add_column(title, justify="right" if title in right else "left", overflow="fold")
     for row in rows:

@@ -21,7 +21,7 @@ from rewarm.obs.logs import LogStore
 from rewarm.obs.metrics import LayerTimes
 from rewarm.obs.stats import FunctionStats
 from rewarm.sandbox.port import SandboxDriver
-from rewarm.wire import Answer
+from rewarm.wire import AnyAnswer
 
 log = logging.getLogger("rewarm.control")
 
@@ -29,7 +29,7 @@ log = logging.getLogger("rewarm.control")
 class Callers(Protocol):
     """Those who wait for answers (the front door)."""
 
-    def answer(self, requests: list[Request], answers: list[Answer], run_us: int) -> None: ...
+    def answer(self, requests: list[Request], answers: list[AnyAnswer], run_us: int) -> None: ...
 
     def reject(self, request: Request, error: RewarmError) -> None: ...
 
@@ -59,6 +59,25 @@ class Executor:
 
     # ------------------------------------------------------------ events in, effects out
 
+    def submit(self, request: Request) -> None:
+        """`post(Arrived(request))` at the moment it arrived, without what only rare events need."""
+        if self._handling:
+            self._inbox.append(m.Arrived(request))
+            return
+        effects: list[m.Effect] = []
+        self.node.arrive(request, request.arrived_s, effects)
+        if effects:
+            self._handling = True
+            try:
+                self._carry_out(effects)
+                while self._inbox:
+                    self._handle(self._inbox.popleft())
+            finally:
+                self._handling = False
+        next_s = self.node.timers.next_s()
+        if next_s is not None and next_s < self._timer_at_s:
+            self._arm(next_s)
+
     def post(self, event: m.Event) -> None:
         """Give the core one event and carry out what it decides."""
         if self._handling:
@@ -82,7 +101,10 @@ class Executor:
         kind = type(event)
         if kind is not m.Arrived and kind is not m.RunDone:
             self._note(event)
-        for effect in self.node.handle(event, self._clock()):
+        self._carry_out(self.node.handle(event, self._clock()))
+
+    def _carry_out(self, effects: list[m.Effect]) -> None:
+        for effect in effects:
             if type(effect) is m.Reject:
                 self._reject(effect[0], effect[1])
             else:
@@ -111,7 +133,7 @@ class Executor:
 
     # ------------------------------------------------------------ what the driver reports
 
-    def answer(self, requests: list[Request], answers: list[Answer], run_us: int) -> None:
+    def answer(self, requests: list[Request], answers: list[AnyAnswer], run_us: int) -> None:
         assert self._callers is not None
         self._callers.answer(requests, answers, run_us)
 

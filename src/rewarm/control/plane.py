@@ -34,10 +34,11 @@ class ControlPlane:
         self.version = version
         self.store = store
         self.executor = executor
+        self.submit = executor.submit
         self.node = executor.node
         self.stats: dict[str, FunctionStats] = executor.stats
         self.logs: LogStore = executor.logs
-        self._revisions: dict[str, Revision] = {}
+        self.revisions: dict[str, Revision] = {}  # what the front door may route to
         self._deploying = asyncio.Lock()
         self._started_s = time.monotonic()
 
@@ -50,14 +51,11 @@ class ControlPlane:
 
     # ------------------------------------------------------------ the front door's backend
 
-    def submit(self, request: Request) -> None:
-        self.executor.post(m.Arrived(request))
-
     def cancel(self, request: Request) -> None:
         self.executor.post(m.Cancelled(request))
 
     def revision(self, function: str) -> Revision | None:
-        return self._revisions.get(function)
+        return self.revisions.get(function)
 
     def drain_logs(self, function: str) -> None:
         fn = self.node.functions.get(function)
@@ -83,8 +81,8 @@ class ControlPlane:
         except RewarmError as error:  # a policy of a third party that is not installed any more
             log.error("%s cannot be served: %s", revision.name, error.message)
             return
-        known = self._revisions.get(revision.name)
-        self._revisions[revision.name] = revision
+        known = self.revisions.get(revision.name)
+        self.revisions[revision.name] = revision
         if known is None or known.digest != revision.digest:
             self.stats[revision.name] = FunctionStats(revision.spec.memory_bytes, revision.spec.slo_s)
 
@@ -92,7 +90,7 @@ class ControlPlane:
         self._known(name)
         async with self._deploying:
             await asyncio.to_thread(self.store.remove, name)
-            self._revisions.pop(name, None)
+            self.revisions.pop(name, None)
             self.executor.post(m.Removed(name))
             self.stats.pop(name, None)
             self.logs.forget(name)

@@ -34,14 +34,15 @@ class FunctionState:
     """One deployed function: its queue, its policies and its sandboxes."""
 
     __slots__ = (
-        "batching", "flushing", "idle", "keepalive", "last_error", "name", "prewarm_at_s", "queue", "removed",
-        "resident", "revision", "rising", "sandboxes", "start_s", "starved", "timer_at_s", "user_s", "wake_s",
+        "batching", "flushing", "idle", "keepalive", "key", "last_error", "name", "prewarm_at_s", "queue", "removed",
+        "resident", "revision", "rising", "sandboxes", "scale_at_s", "start_s", "starved", "timer_at_s", "user_s", "wake_s",
         "watches",
     )  # fmt: skip
 
     def __init__(self, revision: Revision, batching: BatchingPolicy, keepalive: KeepalivePolicy) -> None:
         self.name = revision.name
         self.revision = revision
+        self.key: LangKey = revision.spec.lang_key
         self.batching = batching
         self.keepalive = keepalive
         self.queue: deque[Request] = deque()
@@ -57,13 +58,10 @@ class FunctionState:
         self.last_error: RewarmError | None = None
         # A policy that ignores arrivals says so with a class attribute, which saves a call per request.
         self.watches = getattr(keepalive, "watches_arrivals", True)
+        self.scale_at_s = -INF  # arrivals do not ask for more instances before this
         self.timer_at_s = INF
         self.wake_s = INF  # when the batching policy wants to be asked again
         self.prewarm_at_s = INF
-
-    @property
-    def key(self) -> LangKey:
-        return self.revision.spec.lang_key
 
     @property
     def live(self) -> int:

@@ -13,7 +13,7 @@ from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey
 from rewarm.facts.request import Request
 from rewarm.sandbox.port import Node, SandboxDriver, Sink
-from rewarm.wire import Answer
+from rewarm.wire import AnyAnswer
 
 log = logging.getLogger("rewarm.sandbox")
 
@@ -100,7 +100,7 @@ class GuardedDriver:
             return
         self._sink.post(event)
 
-    def answer(self, requests: list[Request], answers: list[Answer], run_us: int) -> None:
+    def answer(self, requests: list[Request], answers: list[AnyAnswer], run_us: int) -> None:
         assert self._sink is not None
         self._sink.answer(requests, answers, run_us)
 

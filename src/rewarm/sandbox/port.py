@@ -22,7 +22,7 @@ from typing import Protocol
 from rewarm.facts.function import LangKey
 from rewarm.facts.messages import Effect, Event
 from rewarm.facts.request import Request
-from rewarm.wire import Answer
+from rewarm.wire import AnyAnswer
 
 Node = int | LangKey
 
@@ -33,7 +33,7 @@ class Sink(Protocol):
     def post(self, event: Event) -> None:
         """Something happened; may lead to `carry_out` being called before it returns."""
 
-    def answer(self, requests: list[Request], answers: list[Answer], run_us: int) -> None:
+    def answer(self, requests: list[Request], answers: list[AnyAnswer], run_us: int) -> None:
         """The answers of one batch, in the order of its requests."""
 
     def log(self, function: str, sandbox_id: int, chunk: bytes) -> None:

@@ -41,7 +41,17 @@ def timing(call: Call, run_us: int, size: int) -> bytes:
     )
 
 
-def render(call: Call, answer: wire.Answer, run_us: int, size: int, common: bytes) -> bytes:
+def warm_forms(run_us: int, size: int, common: bytes) -> tuple[bytes, bytes]:
+    """The answers of by far most requests, for one batch: JSON and raw, % (queue in ms, body length, body)."""
+    rest = b"rewarm-start: warm\r\nrewarm-init-ms: 0.000\r\nrewarm-run-ms: %.3f\r\nrewarm-batch-size: %d\r\n%s" % (
+        run_us * 1e-3, size, common,
+    )  # fmt: skip
+    rest += b"rewarm-queue-ms: %.3f\r\ncontent-length: %d\r\n\r\n%s"
+    ok = STATUS_LINES[200]
+    return ok + _FORM[wire.FORM_JSON] + rest, ok + _FORM[wire.FORM_RAW] + rest
+
+
+def render(call: Call, answer: wire.AnyAnswer, run_us: int, size: int, common: bytes) -> bytes:
     """The whole answer. `common` holds header lines that are the same for every answer of the moment (Date)."""
     status, form, flags, meta, body = answer
     form_line = _FORM[form]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rewarm.facts.request import Request
 from rewarm.wire import Item
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 class Call(Request):
     """A Request with the connection that waits for it. `connection` is None once the caller is gone."""
 
-    __slots__ = ("close", "connection", "lambda_id", "log_tail", "version", "wall_s")
-
-    payload: Item
+    lambda_id = ""  # AWS request id; empty for callers that do not speak Lambda
+    log_tail = False
+    version = ""
+    wall_s = 0.0
 
     def __init__(
         self, function: str, arrived_s: float, deadline_s: float, payload: Item, connection: FrontDoor, close: bool
     ) -> None:
-        super().__init__(function, arrived_s, deadline_s, payload)
+        self.function = function
+        self.arrived_s = arrived_s
+        self.deadline_s = deadline_s
+        self.payload: Any = payload
         self.connection: FrontDoor | None = connection
         self.close = close  # the connection ends with this answer
-        self.lambda_id = ""  # AWS request id; empty for callers that do not speak Lambda
-        self.log_tail = False
-        self.version = ""
-        self.wall_s = 0.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import orjson
 
@@ -16,6 +16,7 @@ from rewarm.config import HttpLimits
 from rewarm.errors import RewarmError
 from rewarm.facts.function import Revision
 from rewarm.facts.request import Request
+from rewarm.facts.sandbox import StartKind
 from rewarm.obs.logs import LogStore
 from rewarm.obs.stats import FunctionStats
 from rewarm.serve import answers
@@ -26,11 +27,26 @@ if TYPE_CHECKING:
     from rewarm.serve.protocol import FrontDoor
 
 _SWEEP_S = 0.5
+_WARM = StartKind.WARM
+_PLANS_MAX = 1024
+_PLAN_HEAD_BYTES_MAX = 2048
+
+
+class Plan(NamedTuple):
+    """What a request head means, once it has been parsed: the same bytes always mean the same."""
+
+    function: str
+    kind: int
+    meta: bytes
+    version: str
+    body_bytes: int
+    timeout_s: float  # the caller's own limit; inf without one
 
 
 class Backend(Protocol):
     """The way into the core."""
 
+    revisions: Mapping[str, Revision]  # what is deployed, by name
     stats: dict[str, FunctionStats]
     logs: LogStore
 
@@ -39,9 +55,6 @@ class Backend(Protocol):
 
     def cancel(self, request: Request) -> None:
         """Its caller is gone."""
-
-    def revision(self, function: str) -> Revision | None:
-        """What is deployed under this name."""
 
     def drain_logs(self, function: str) -> None:
         """Bring the function's log up to date."""
@@ -53,11 +66,13 @@ class Door:
     def __init__(self, limits: HttpLimits, clock: Clock = system_clock) -> None:
         self.limits = limits
         self.router = Router()
+        self.plans: dict[bytes, Plan] = {}
         self.clock = clock
         self.coarse_s = clock()  # good to half a second, costs nothing to read; for connection deadlines
         self.connections: set[FrontDoor] = set()
         self.draining = False
         self.date_line = b""
+        self._nowhere = FunctionStats(0, None)  # counts for functions that were removed meanwhile
         self.backend: Backend = None  # type: ignore[assignment]  # set by `start`, before any connection
 
     def start(self, backend: Backend) -> None:
@@ -74,23 +89,53 @@ class Door:
                 connection.too_slow()
         self._loop.call_later(_SWEEP_S, self._sweep)
 
+    def remember(self, head: bytes, plan: Plan) -> None:
+        """Heads repeat: a client on a kept-alive connection sends the same bytes before each body (ADR 3)."""
+        if len(head) <= _PLAN_HEAD_BYTES_MAX:
+            if len(self.plans) >= _PLANS_MAX:
+                self.plans.clear()  # bounded against a caller whose heads never repeat
+            self.plans[head] = plan
+
     # ------------------------------------------------------------ answers
 
-    def answer(self, requests: list[Request], replies: list[wire.Answer], run_us: int) -> None:
+    def answer(self, requests: list[Request], replies: list[wire.AnyAnswer], run_us: int) -> None:
         """Answer one batch. One caller's broken connection must not cost another its answer."""
         now = self.clock()
         size = len(requests)
-        stats = self.backend.stats.get(requests[0].function)
+        stats = self.backend.stats.get(requests[0].function) or self._nowhere
+        stats.batch(size, run_us)
         common = self.date_line
-        if stats is not None:
-            stats.batch(size, run_us)
+        forms = answers.warm_forms(run_us, size, common)
+        durations, queue = stats.durations, stats.queue
+        usual = met = 0
+        slo_s = stats.slo_s or 0.0
         for call, reply in zip(requests, replies, strict=True):
-            connection = call.connection  # type: ignore[attr-defined]
-            if stats is not None:
-                _count(stats, call, reply[0], now)
+            arrived_s = call.arrived_s
+            taken_s = now - arrived_s
+            waited_s = call.started_s - arrived_s
+            durations.observe(taken_s)
+            queue.observe(waited_s)
+            if taken_s <= slo_s:
+                met += 1
+            connection: FrontDoor | None = call.connection  # type: ignore[attr-defined]
+            if reply[0] == 200 and reply[1] <= wire.FORM_RAW and call.start is _WARM:
+                usual += 1
+                if connection is not None and not (call.lambda_id or call.close):  # type: ignore[attr-defined]
+                    body = reply[4]
+                    connection.finish(call, forms[reply[1]] % (waited_s * 1e3, len(body), body))  # type: ignore[arg-type]
+                    continue
+            else:
+                stats.codes[reply[0]] += 1
+                stats.starts[call.start.value] += 1
+                if reply[0] >= 400:
+                    stats.errors += 1
             if connection is not None:
                 extra = common if not call.log_tail else common + self._tail(call, run_us)  # type: ignore[attr-defined, arg-type]
                 connection.finish(call, answers.render(call, reply, run_us, size, extra))  # type: ignore[arg-type]
+        stats.requests += size
+        stats.codes[200] += usual
+        stats.starts["warm"] += usual
+        stats.slo_met += met
 
     def reject(self, request: Request, error: RewarmError) -> None:
         connection = request.connection  # type: ignore[attr-defined]
@@ -100,22 +145,9 @@ class Door:
     def _tail(self, call: Call, run_us: int) -> bytes:
         self.backend.drain_logs(call.function)
         lines = [line.text for line in self.backend.logs.of(call.function).tail(200, since_s=call.wall_s)]
-        revision = self.backend.revision(call.function)
+        revision = self.backend.revisions.get(call.function)
         memory_mb = revision.spec.memory_bytes >> 20 if revision is not None else 0
         return answers.lambda_log(call, lines, run_us * 1e-3, memory_mb)
-
-
-def _count(stats: FunctionStats, call: Request, status: int, now: float) -> None:
-    stats.requests += 1
-    stats.codes[status] += 1
-    stats.starts[call.start.value] += 1
-    taken_s = now - call.arrived_s
-    stats.durations.observe(taken_s)
-    stats.queue.observe(call.started_s - call.arrived_s)
-    if status >= 400:
-        stats.errors += 1
-    elif stats.slo_s is not None and taken_s <= stats.slo_s:
-        stats.slo_met += 1
 
 
 def lambda_meta(call: Call, headers: list[tuple[bytes, bytes]], new_id: Callable[[], object] = uuid.uuid4) -> bytes:

@@ -12,6 +12,7 @@ answered in order: invocations among themselves queue up here; bytes that arrive
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ from rewarm.errors import (
 )  # fmt: skip
 from rewarm.serve import answers
 from rewarm.serve.call import Call
-from rewarm.serve.door import Door, lambda_meta
+from rewarm.serve.door import Door, Plan, lambda_meta
 from rewarm.serve.router import Target
 
 IDLE, HEAD, BODY, WAIT = range(4)
@@ -55,6 +56,8 @@ class FrontDoor(HttpToolsProtocol):
         self._active: Call | None = None
         self._backlog: deque[Call] = deque()
         self._stash = bytearray()
+        self._fd = transport.get_extra_info("socket").fileno()
+        self._fresh = b""  # the chunk that began the present request, if it was the first thing in it
         self._ending = False  # an answer that closes the connection was written: nothing more is parsed
         self.deadline_s = door.coarse_s + door.limits.header_timeout_s
         door.connections.add(self)
@@ -76,7 +79,17 @@ class FrontDoor(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._ending:
             return
-        if self._phase == WAIT and self._busy():
+        self._fresh = b""
+        if self._phase == IDLE:
+            head_bytes = data.find(b"\r\n\r\n") + 4
+            plan = self.door.plans.get(data[:head_bytes])
+            if plan is not None and len(data) == head_bytes + plan.body_bytes:
+                self._phase = WAIT
+                self.deadline_s = _INF
+                self._follow(plan, data[head_bytes:])
+                return
+            self._fresh = data
+        elif self._phase == WAIT and self._busy():
             self._keep(data)
             return
         if self.timeout_keep_alive_task is not None:
@@ -191,12 +204,37 @@ class FrontDoor(HttpToolsProtocol):
 
     # ------------------------------------------------------------ invocations
 
+    def _follow(self, plan: Plan, body: bytes) -> None:
+        """A request whose head was seen before: nothing is left to parse."""
+        door = self.door
+        name, kind, meta, version, _, limit_s = plan
+        now = door.clock()
+        revision = door.backend.revisions.get(name)
+        timeout_s = revision.spec.timeout_s if revision is not None else 0.0
+        call = Call(name, now, now + (timeout_s if timeout_s < limit_s else limit_s), (kind, meta, body), self, False)
+        self._active = call
+        if revision is None or (version and version != str(revision.version)):
+            error = NotFound(_unknown(name, version if revision is not None else ""))
+            self.finish(call, answers.render_error(call, error, door.date_line))
+            return
+        door.backend.submit(call)
+
+    def _remember(self, call: Call, target: Target, limit_s: float) -> None:
+        """If the whole request came as one chunk and nothing about it is special, its head is worth keeping."""
+        data, body = self._fresh, call.payload[2]
+        head = data[: len(data) - len(body)]
+        if call.close or not head.endswith(b"\r\n\r\n") or data.find(b"\r\n\r\n") + 4 != len(head):
+            return
+        if b"content-length" in self._found and b"expect" not in self._found:
+            plan = Plan(target.function, call.payload[0], call.payload[1], target.version, len(body), limit_s)
+            self.door.remember(head, plan)
+
     def _invoke(self, target: Target, body: bytes) -> None:
         door, found = self.door, self._found
         close = not self.parser.should_keep_alive()
         now = door.clock()
         name, kind, version = target
-        revision = door.backend.revision(name)
+        revision = door.backend.revisions.get(name)
         timeout_s = revision.spec.timeout_s if revision is not None else 0.0
         meta = b""
         call = Call(name, now, now + timeout_s, wire.Item(kind, meta, body), self, close)
@@ -216,8 +254,8 @@ class FrontDoor(HttpToolsProtocol):
                 call.payload = wire.Item(kind, meta, body)
                 if not self._lambda_runs(call):
                     return
-            if b"rewarm-timeout-ms" in found:
-                call.deadline_s = min(call.deadline_s, now + _timeout_s(found[b"rewarm-timeout-ms"]))
+            limit_s = _timeout_s(found[b"rewarm-timeout-ms"]) if b"rewarm-timeout-ms" in found else _INF
+            call.deadline_s = min(call.deadline_s, now + limit_s)
             if found.get(b"content-encoding", b"identity") != b"identity":
                 raise BadRequest("compressed bodies are not supported; send it uncompressed")
         except RewarmError as error:
@@ -228,6 +266,8 @@ class FrontDoor(HttpToolsProtocol):
         if self._active is not None:
             self._queue(call)
         else:
+            if self._fresh and kind != wire.KIND_LAMBDA:
+                self._remember(call, target, limit_s)
             self._active = call
             door.backend.submit(call)
 
@@ -270,7 +310,15 @@ class FrontDoor(HttpToolsProtocol):
         transport = self.transport
         if transport.is_closing():
             return
-        transport.write(answer)
+        sent = 0
+        if not transport.get_write_buffer_size():
+            # What asyncio's transport would do, without its bookkeeping; whatever is unusual is left to it.
+            try:
+                sent = os.write(self._fd, answer)
+            except OSError:
+                sent = 0
+        if sent != len(answer):
+            transport.write(answer[sent:])
         if call.close or self.door.draining:
             self._close_soon()
             return

@@ -166,7 +166,7 @@ def _tensor(tensor: Any, by_name: dict[str, Input], rest: memoryview) -> tuple[I
     if spec is None:
         raise BadTensor(f"there is no input {name!r}; the function takes {list(by_name)}")
     datatype = tensor.get("datatype")
-    if datatype not in DATATYPES:
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
         raise BadTensor(f"input {name!r}: unknown datatype {datatype!r}; use one of {', '.join(DATATYPES)}")
     if spec.tensor is not None and spec.tensor.datatype != datatype:
         raise BadTensor(f"input {name!r} is {spec.tensor.datatype}, not {datatype}")
@@ -228,9 +228,15 @@ def _wanted(head: dict[str, Any]) -> Wanted:
         raise BadRequest("parameters must be an object")
     outputs: dict[str, bool] = {}
     binary_default = bool(parameters.get("binary_data_output", False))
-    for output in head.get("outputs") or ():
+    wanted = head.get("outputs") or []
+    if not isinstance(wanted, list):
+        raise BadRequest("outputs must be a list")
+    for output in wanted:
         if not isinstance(output, dict) or not isinstance(output.get("name"), str):
             raise BadRequest("each output is an object with a name")
-        outputs[output["name"]] = bool((output.get("parameters") or {}).get("binary_data", binary_default))
+        asked = output.get("parameters") or {}
+        if not isinstance(asked, dict):
+            raise BadRequest("the parameters of an output must be an object")
+        outputs[output["name"]] = bool(asked.get("binary_data", binary_default))
     request_id = head.get("id")
     return Wanted(str(request_id) if request_id is not None else None, outputs, binary_default)

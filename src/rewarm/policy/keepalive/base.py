@@ -52,6 +52,11 @@ KeepaliveDecision = Keep | Drop
 
 
 class KeepalivePolicy(Protocol):
+    """The rule of a server, or of one function that asked for its own.
+
+    A policy that learns nothing from arrivals may set `watches_arrivals = False`: the core then spares the call.
+    """
+
     name: str
 
     def on_arrival(self, function: str, key: LangKey, now: float) -> Prewarm | None:

@@ -30,6 +30,7 @@ class FixedKeepalive:
 
     __slots__ = ("_keeps", "_ttls_s")
     name = "fixed"
+    watches_arrivals = False
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ class NoKeepalive:
 
     __slots__ = ()
     name = "none"
+    watches_arrivals = False
 
     def on_arrival(self, function: str, key: LangKey, now: float) -> Prewarm | None:
         return None
