@@ -14,6 +14,8 @@ RUN (server → worker): `number` is the time limit in ms; then `count` item hea
 order.      head: kind u8, flags u8, meta_len u16, body_len u32
 REPLY (worker → server): `number` is microseconds inside user code; then `count` item heads, then metas and bodies.
             head: status u16, form u8, flags u8, meta_len u16, body_len u32
+Where nothing but the body differs (one kind and no meta; or 200, one form, no flags and no meta), `flag` is
+1 + 2 × kind (or form), and instead of heads there are `count` body lengths, u32: the usual batch costs one `pack`.
 HELLO (worker → server): `number` is its pid. LOAD (server → worker), LOADED and FAILED (worker → server): a JSON object.
 
 Both ends are ours and of one version, on a socketpair: a frame that does not parse is a bug or a worker that wrote
@@ -78,11 +80,15 @@ AnyAnswer = tuple[int, int, int, bytes, bytes]
 
 def encode_run(items: Sequence[AnyItem], sequence: int, limit_ms: int) -> bytes:
     """One RUN frame. Raises WireError if a body or meta is larger than its length field."""
-    pack = _ITEM.pack
-    heads: list[bytes] = []
-    tail: list[bytes | memoryview] = []
-    total = HEAD_BYTES + _ITEM.size * len(items)
+    kind = items[0][0]
+    bodies = [item[2] for item in items if item[0] == kind and not item[1]]
     try:
+        if len(bodies) == len(items):
+            return _uniform(RUN, kind, bodies, min(limit_ms, 0xFFFFFFFF), sequence & 0xFFFFFFFF)
+        pack = _ITEM.pack
+        heads: list[bytes] = []
+        tail: list[bytes | memoryview] = []
+        total = HEAD_BYTES + _ITEM.size * len(items)
         for kind, meta, body in items:
             heads.append(pack(kind, 0, len(meta), len(body)))
             if meta:
@@ -95,8 +101,32 @@ def encode_run(items: Sequence[AnyItem], sequence: int, limit_ms: int) -> bytes:
     return b"".join((head, *heads, *tail))
 
 
-def decode_run(frame: memoryview, count: int) -> list[Item]:
-    """The items of a RUN frame; bodies are views into `frame`, which must stay unchanged while they are used."""
+def _uniform(frame_type: int, kind: int, bodies: Sequence[bytes | memoryview], number: int, sequence: int) -> bytes:
+    count = len(bodies)
+    lengths = list(map(len, bodies))
+    head = HEAD.pack(HEAD_BYTES + 4 * count + sum(lengths), frame_type, 1 + 2 * kind, count, number, sequence)
+    return b"".join((head, struct.pack(f"<{count}I", *lengths), *bodies))
+
+
+def uniform_bodies(frame: bytes | memoryview, count: int) -> list[bytes]:
+    """The bodies of a frame with the uniform flag. Raises WireError if the lengths do not add up."""
+    at = HEAD_BYTES + 4 * count
+    if at > len(frame):
+        raise WireError(f"a frame of {len(frame)} bytes promises {count} bodies")
+    bodies: list[bytes] = []
+    for length in struct.unpack_from(f"<{count}I", frame, HEAD_BYTES):
+        end = at + length
+        bodies.append(bytes(frame[at:end]))
+        at = end
+    if at != len(frame):
+        raise WireError(f"a frame of {len(frame)} bytes describes {at}")
+    return bodies
+
+
+def decode_run(frame: memoryview, count: int, flag: int = 0) -> list[Item]:
+    """The items of a RUN frame; bodies may be views into `frame`, which must stay unchanged while they are used."""
+    if flag & 1:
+        return [Item(flag >> 1, b"", body) for body in uniform_bodies(frame, count)]
     items: list[Item] = []
     at = HEAD_BYTES
     rest = at + _ITEM.size * count
@@ -108,6 +138,11 @@ def decode_run(frame: memoryview, count: int) -> list[Item]:
         items.append(Item(kind, meta, frame[rest : rest + body_len]))
         rest += body_len
     return items
+
+
+def encode_uniform_reply(form: int, bodies: Sequence[bytes], sequence: int, run_us: int) -> bytes:
+    """One REPLY frame in which every answer is a 200 of the same form."""
+    return _uniform(REPLY, form, bodies, min(run_us, 0xFFFFFFFF), sequence)
 
 
 def encode_reply(answers: Sequence[Answer], sequence: int, run_us: int) -> bytes:
@@ -124,8 +159,11 @@ def encode_reply(answers: Sequence[Answer], sequence: int, run_us: int) -> bytes
     return b"".join((head, *heads, *tail))
 
 
-def decode_reply(frame: bytes, count: int) -> list[AnyAnswer]:
+def decode_reply(frame: bytes, count: int, flag: int = 0) -> list[AnyAnswer]:
     """The answers of a REPLY frame. Raises WireError if the lengths do not add up."""
+    if flag & 1:
+        form = flag >> 1
+        return [(200, form, 0, b"", body) for body in uniform_bodies(frame, count)]
     answers: list[AnyAnswer] = []
     rest = HEAD_BYTES + _ANSWER.size * count
     if rest > len(frame):

@@ -28,6 +28,14 @@ WAIT_S = 20.0
 _MARK = "REWARM_E2E_MARK"
 _SOURCES = str(Path(rewarm.__file__).resolve().parents[1])
 
+_SERVE_WITH_LIMITS = """
+import json, logging, pathlib, sys
+from rewarm.app import serve
+from rewarm.config import HttpLimits, ServerConfig
+logging.basicConfig(level="INFO")
+sys.exit(serve(ServerConfig(pathlib.Path(sys.argv[1]), port=0, limits=HttpLimits(**json.loads(sys.argv[2])))))
+"""
+
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float = WAIT_S) -> Any:
     """Poll `condition` until it is true; what it returned then."""
@@ -124,13 +132,18 @@ class Raw:
 class Server:
     """One `rewarm serve` process."""
 
-    def __init__(self, home: Path, log: Path, options: tuple[str, ...], env: Mapping[str, str]) -> None:
+    def __init__(
+        self, home: Path, log: Path, options: tuple[str, ...] = (), env: Mapping[str, str] | None = None,
+        limits: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
         self.home = home
         self.log = log
         self.mark = uuid.uuid4().hex
-        self.env = {**os.environ, "PYTHONPATH": _SOURCES, **env}
+        self.env = {**os.environ, "PYTHONPATH": _SOURCES, **(env or {})}
         self.env.pop("REWARM_URL", None)
         command = [sys.executable, "-m", "rewarm", "serve", "--home", str(home), "--port", "0", *options]
+        if limits is not None:  # the command line has no words for most of them
+            command = [sys.executable, "-c", _SERVE_WITH_LIMITS, str(home), json.dumps(dict(limits))]
         with log.open("wb") as sink:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env={**self.env, _MARK: self.mark}
@@ -292,7 +305,7 @@ def cli() -> Callable[..., Ran]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One for all tests that only need some server. Names of functions are the tests' own to keep apart."""
     folder = tmp_path_factory.mktemp("shared")
-    running = Server(folder / "home", folder / "server.log", ("--body-limit", "1MB", "--keepalive", "fixed:ttl=60s"), {})
+    running = Server(folder / "home", folder / "server.log", ("--body-limit", "1MB", "--keepalive", "fixed:ttl=60s"))
     try:
         yield running
         running.stop()
@@ -306,10 +319,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers of the test's own: `start("--keepalive", "none", home=…)`. Each must end well."""
     running: list[Server] = []
 
-    def one(*options: str, home: Path | None = None, env: Mapping[str, str] | None = None) -> Server:
+    def one(
+        *options: str, home: Path | None = None, env: Mapping[str, str] | None = None,
+        limits: Mapping[str, float] | None = None,
+    ) -> Server:  # fmt: skip
         count = len(running)
         log = tmp_path / f"server-{count}.log"
-        running.append(Server(home or tmp_path / f"home-{count}", log, options, env or {}))
+        running.append(Server(home or tmp_path / f"home-{count}", log, options, env, limits))
         return running[-1]
 
     try:

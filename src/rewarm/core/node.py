@@ -30,6 +30,8 @@ from rewarm.policy.keepalive.base import KeepalivePolicy
 
 State = SandboxState
 
+_ROUNDING_S = 1e-6  # a moment this near has come: a sum of floats on a clock of weeks is no finer
+
 
 class Node:
     """One machine's worth of functions, queues and sandboxes."""
@@ -118,7 +120,8 @@ class Node:
             try:
                 fn.queue.remove(event.request)
             except ValueError:
-                pass  # it is running, or was answered: nothing to take back
+                return  # it is running, or was answered: nothing to take back
+            fn.flushing = fn.flushing and bool(fn.queue)
 
     def _pump(self, fn: FunctionState, now: float, out: list[Effect]) -> None:
         """Match the queue with idle instances until one of them runs out or the policy says wait."""
@@ -217,7 +220,7 @@ class Node:
         if fn.rising:
             return False
         waited_s = now - fn.queue[0].arrived_s
-        if waited_s >= start_s:
+        if waited_s >= start_s - _ROUNDING_S:
             return True
         self.timers.arm(fn, now + start_s - waited_s)
         return False
@@ -247,6 +250,7 @@ class Node:
                 self._scale(fn, now, out)
 
     def _reject_all(self, fn: FunctionState, error: RewarmError, out: list[Effect]) -> None:
+        fn.flushing = False
         while fn.queue:
             out.append(m.Reject(fn.queue.popleft(), error))
 
@@ -381,13 +385,15 @@ class Node:
             return
         if fn.prewarm_at_s <= now:
             fn.prewarm_at_s = INF
-            if not fn.idle and not fn.rising and not self.draining:
+            room = len(fn.sandboxes) < fn.revision.spec.max_instances
+            if room and not fn.idle and not fn.rising and not self.draining:
                 self.pool.start(fn, now, out)
         if any(request.deadline_s <= now for request in fn.queue):
             late = [request for request in fn.queue if request.deadline_s <= now]
             for request in late:
                 fn.queue.remove(request)
                 out.append(m.Reject(request, _late(request, now)))
+            fn.flushing = fn.flushing and bool(fn.queue)
         fn.wake_s = INF
         if fn.queue:
             if fn.idle:
@@ -411,6 +417,7 @@ class Node:
         elif sandbox.rising:
             fn = sandbox.function
             self.pool.destroy(sandbox, "start timeout", out)
+            self.pool.drop_stuck(sandbox.key, now, out)
             took_s = now - sandbox.created_s
             self._start_failed(fn, StartFailed(f"{fn.name!r} was not ready after {took_s:.0f} s and was stopped"), out)
 
@@ -421,7 +428,7 @@ class Node:
         error = FunctionTimeout(f"{fn.name!r} ran longer than its timeout of {limit:g} s and was stopped")
         self.pool.destroy(sandbox, "timeout", out)
         out.extend(m.Reject(request, error) for request in batch)
-        if fn.queue and not fn.removed:
+        if fn.queue and not fn.removed and not fn.idle:
             self._scale(fn, now, out)
 
     def check(self) -> None:

@@ -18,6 +18,7 @@ from rewarm.facts.sandbox import Layer, SandboxState, StartKind
 from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, KeepalivePolicy, LayerView
 
 START_TIMEOUT_S_MIN = 60.0  # importing a large framework from a cold disk is slow, but not slower than this
+_HOLD_S = 1.0  # how soon to ask again about an instance for which a batch gathers
 LANG_BYTES_PRIOR = 24 << 20  # until a zygote of this key has been measured
 
 State = SandboxState
@@ -193,6 +194,10 @@ class Pool:
             sandbox.expires_s = INF if decision.for_s is None else now + decision.for_s
             self.timers.arm(sandbox, sandbox.expires_s)
             return
+        if sandbox.function.queue and len(sandbox.function.idle) == 1:
+            sandbox.expires_s = now + _HOLD_S  # a batch gathers for it: not idle, whatever the policy thinks
+            self.timers.arm(sandbox, sandbox.expires_s)
+            return
         if decision.prewarm_after_s is not None:
             self.prewarm(sandbox.function, now + decision.prewarm_after_s)
         self.destroy(sandbox, "keepalive", out)
@@ -221,6 +226,12 @@ class Pool:
         else:
             self._drop_lang(lang, "keepalive", out)
 
+    def drop_stuck(self, key: LangKey, now: float, out: list[Effect]) -> None:
+        """A start timed out: if its zygote is still on its way up, that is what hangs."""
+        lang = self.langs.get(key)
+        if lang is not None and lang.state is LangState.RISING and now - lang.created_s >= START_TIMEOUT_S_MIN:
+            self._drop_lang(lang, "start timeout", out)
+
     def _drop_lang(self, lang: LangLayer, reason: str, out: list[Effect]) -> None:
         lang.state = LangState.DYING
         self.dying[lang.key] = self.ledger.of(lang.key)
@@ -232,8 +243,9 @@ class Pool:
         """Free idle layers, least worth per byte first, until `need_bytes` fit.
 
         What is dying counts as free already: it holds its bytes for some milliseconds more, less than raising
-        anything takes. If all that is idle is not enough: False, and nothing is freed, unless nobody is waiting for
-        room (`sparing` is None), when the account is brought as close to its budget as can be.
+        anything takes. If all that is idle is not enough: False, and nothing is freed, unless what lies below it
+        would be (the caller asks again when the ends are reported), or nobody is waiting for room (`sparing` is
+        None), when the account is brought as close to its budget as can be.
         """
         short = self.ledger.short_bytes(need_bytes - sum(self.dying.values()))
         if short == 0:
@@ -246,7 +258,7 @@ class Pool:
             freed += self.ledger.of(node)
             if freed >= short:
                 break
-        if freed < short and sparing is not None:
+        if freed < short and sparing is not None and (sparing.live or freed + self._below(chosen, key) < short):
             return False
         self.evictions += len(chosen)
         for layer in chosen:
@@ -255,6 +267,16 @@ class Pool:
             else:
                 self._drop_lang(layer, "memory", out)
         return freed >= short
+
+    def _below(self, chosen: list[Sandbox | LangLayer], spare_key: LangKey | None) -> int:
+        """Bytes of the Lang layers that become idle, and can be freed next, once `chosen` and what is dying are gone."""
+        going: Counter[LangKey] = Counter(s.key for s in self.sandboxes.values() if s.state is State.DYING)
+        going.update(layer.key for layer in chosen if isinstance(layer, Sandbox))
+        return sum(
+            self.ledger.of(key)
+            for key, lang in self.langs.items()
+            if lang.state is LangState.ALIVE and key != spare_key and 0 < self.children[key] == going[key]
+        )
 
     def _victims(self, now: float, spare_key: LangKey | None) -> list[tuple[float, Sandbox | LangLayer]]:
         """Every idle layer with its worth per byte, cheapest first. Busy and rising ones are never here."""
@@ -270,6 +292,8 @@ class Pool:
 
     def measured(self, node: int | LangKey, resident_bytes: int) -> None:
         """Correct the ledger by what was measured; unknown nodes (just gone) are ignored."""
+        if node in self.dying:
+            self.dying[node] = resident_bytes
         if isinstance(node, LangKey):
             if node in self.langs:
                 self.ledger.enter(node, resident_bytes)

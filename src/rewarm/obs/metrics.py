@@ -71,6 +71,7 @@ class Collector:
         queue = HistogramMetricFamily("rewarm_queue_duration_seconds", "Waiting to be run.", labels=["function"])
         size = HistogramMetricFamily("rewarm_batch_size", "Requests per batch.", labels=["function"])
         for name, figures in self._stats.items():
+            figures.fold()
             duration.add_metric([name], figures.durations.buckets(), figures.durations.total)
             queue.add_metric([name], figures.queue.buckets(), figures.queue.total)
             batches = Histogram(BATCH_BOUNDS)

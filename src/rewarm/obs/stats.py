@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from typing import Any
 
@@ -14,6 +14,8 @@ PRICE_PER_GB_S = 1.66667e-5
 #: Upper bounds in seconds: OpenTelemetry's hint for FaaS durations, with finer steps below 5 ms.
 DURATION_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+_FOLD_AT = 4096  # observations kept before they are sorted into the histograms
 
 
 class Histogram:
@@ -29,6 +31,18 @@ class Histogram:
     def observe(self, value: float, count: int = 1) -> None:
         self.counts[bisect_left(self.bounds, value)] += count
         self.total += value * count
+
+    def observe_all(self, values: list[float]) -> None:
+        """Many at once, which sorting makes cheap. Empties the list."""
+        values.sort()
+        before = 0
+        for index, bound in enumerate(self.bounds):
+            upto = bisect_right(values, bound)
+            self.counts[index] += upto - before
+            before = upto
+        self.counts[-1] += len(values) - before
+        self.total += sum(values)
+        values.clear()
 
     @property
     def count(self) -> int:
@@ -47,7 +61,7 @@ class FunctionStats:
     """Everything counted for one function since it was deployed (or the server started)."""
 
     __slots__ = (
-        "billed_ms", "calls", "codes", "durations", "errors", "init_ms", "inits", "memory_bytes", "queue", "requests",
+        "_taken_s", "_waited_s", "billed_ms", "calls", "codes", "durations", "errors", "init_ms", "inits", "memory_bytes", "queue", "requests",
         "run_ms", "sizes", "slo_met", "slo_s", "starts",
     )  # fmt: skip
 
@@ -62,6 +76,8 @@ class FunctionStats:
         self.sizes: Counter[int] = Counter()
         self.durations = Histogram(DURATION_BOUNDS_S)
         self.queue = Histogram(DURATION_BOUNDS_S)
+        self._taken_s: list[float] = []
+        self._waited_s: list[float] = []
         self.run_ms = 0.0
         self.billed_ms = 0
         self.inits = 0
@@ -74,6 +90,18 @@ class FunctionStats:
         self.sizes[size] += 1
         self.run_ms += run_us * 1e-3
         self.billed_ms += max(1, -(-run_us // 1000))
+
+    def took(self, taken_s: list[float], waited_s: list[float]) -> None:
+        """How long requests took from arrival to answer, and how long they waited to be run."""
+        self._taken_s += taken_s
+        self._waited_s += waited_s
+        if len(self._taken_s) >= _FOLD_AT:
+            self.fold()
+
+    def fold(self) -> None:
+        """Bring the histograms up to date; whoever reads them calls this first."""
+        self.durations.observe_all(self._taken_s)
+        self.queue.observe_all(self._waited_s)
 
     def started(self, init_s: float) -> None:
         """An instance became ready after `init_s`."""

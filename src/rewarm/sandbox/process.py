@@ -147,9 +147,9 @@ class ProcessDriver:
 
     def _frames(self, box: Box, frames: list[bytes]) -> None:
         for frame in frames:
-            _, frame_type, _, count, number, sequence = wire.HEAD.unpack_from(frame)
+            _, frame_type, flag, count, number, sequence = wire.HEAD.unpack_from(frame)
             if frame_type == wire.REPLY:
-                self._reply(box, frame, count, number, sequence)
+                self._reply(box, frame, (flag, count), number, sequence)
             elif frame_type == wire.HELLO:
                 box.pid = number
                 self._reaper.watch(number, box.ended)
@@ -164,13 +164,14 @@ class ProcessDriver:
             elif frame_type == wire.FAILED:
                 box.failure = orjson.loads(frame[wire.HEAD_BYTES :])
 
-    def _reply(self, box: Box, frame: bytes, count: int, run_us: int, sequence: int) -> None:
+    def _reply(self, box: Box, frame: bytes, shape: tuple[int, int], run_us: int, sequence: int) -> None:
+        flag, count = shape
         requests = box.batch
         if requests is None or sequence != box.sequence or count != len(requests):
             box.kill()  # an answer that nobody asked for: user code wrote to our socket
             return
         try:
-            answers = wire.decode_reply(frame, count)
+            answers = wire.decode_reply(frame, count, flag)
         except wire.WireError:
             box.kill()
             return

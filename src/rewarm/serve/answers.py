@@ -8,7 +8,7 @@ from http import HTTPStatus
 import orjson
 
 from rewarm import wire
-from rewarm.errors import FunctionError, RewarmError
+from rewarm.errors import FunctionError, RewarmError, from_code
 from rewarm.facts.sandbox import StartKind
 from rewarm.serve.call import Call
 
@@ -27,6 +27,7 @@ _AWS_NAMES = {
     "queue_full": "TooManyRequestsException",
     "body_too_large": "RequestTooLargeException",
     "bad_request": "InvalidRequestContentException",
+    "bad_tensor": "InvalidRequestContentException",
     "deadline_exceeded": "TooManyRequestsException",
 }
 
@@ -54,6 +55,8 @@ def warm_forms(run_us: int, size: int, common: bytes) -> tuple[bytes, bytes]:
 def render(call: Call, answer: wire.AnyAnswer, run_us: int, size: int, common: bytes) -> bytes:
     """The whole answer. `common` holds header lines that are the same for every answer of the moment (Date)."""
     status, form, flags, meta, body = answer
+    if status >= 400 and call.lambda_id:  # the worker refused the body: said as AWS says it
+        return _lambda_refusal(call, body, common)
     form_line = _FORM[form]
     if form == wire.FORM_V2_BINARY:
         form_line = form_line % meta
@@ -89,8 +92,11 @@ def plain(status: int, body: bytes, extra: bytes = b"", *, close: bool = False) 
     )  # fmt: skip
 
 
-def error_answer(error: RewarmError, extra: bytes = b"", *, close: bool = False) -> bytes:
+def error_answer(error: RewarmError, extra: bytes = b"", *, close: bool = False, aws: bool = False) -> bytes:
     """The plain answer for an error before there is a call."""
+    if aws:
+        name, status, fault = _lambda_fault(error)
+        return plain(status, fault, extra + b"x-amzn-errortype: %s\r\n" % name.encode(), close=close)
     return plain(error.status, orjson.dumps(error.to_json()), extra + _retry_after(error), close=close)
 
 
@@ -114,12 +120,23 @@ def _lambda_error(call: Call, error: RewarmError) -> tuple[int, bytes, bytes]:
         kind = "Sandbox.Timedout" if error.code == "function_timeout" else "Runtime.ExitError"
         report = {"errorMessage": error.message, "errorType": kind, "requestId": call.lambda_id}
         return 200, orjson.dumps(report), _lambda_headers(call, True)
+    name, status, fault = _lambda_fault(error)
+    return status, fault, b"x-amzn-errortype: %s\r\n" % name.encode() + _lambda_headers(call, False)
+
+
+def _lambda_refusal(call: Call, body: bytes, common: bytes) -> bytes:
+    said = orjson.loads(body)
+    return render_error(call, from_code(said["code"], said["error"], said.get("error_type", "Error")), common)
+
+
+def _lambda_fault(error: RewarmError) -> tuple[str, int, bytes]:
+    """AWS's name for what the service could not do, the status and the body."""
     name = _AWS_NAMES.get(error.code, "ServiceException")
     status = 429 if name == "TooManyRequestsException" else error.status
     fault = {"Type": "User" if status < 500 else "Service", "Message": error.message, "message": error.message}
     if status == 429:
         fault["Reason"] = "ReservedFunctionConcurrentInvocationLimitExceeded"
-    return status, orjson.dumps(fault), b"x-amzn-errortype: %s\r\n" % name.encode() + _lambda_headers(call, False)
+    return name, status, orjson.dumps(fault)
 
 
 def lambda_log(call: Call, lines: list[str], run_ms: float, memory_mb: int) -> bytes:

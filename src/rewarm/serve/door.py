@@ -21,6 +21,7 @@ from rewarm.obs.logs import LogStore
 from rewarm.obs.stats import FunctionStats
 from rewarm.serve import answers
 from rewarm.serve.call import Call
+from rewarm.serve.pump import Pump
 from rewarm.serve.router import Router
 
 if TYPE_CHECKING:
@@ -74,10 +75,12 @@ class Door:
         self.date_line = b""
         self._nowhere = FunctionStats(0, None)  # counts for functions that were removed meanwhile
         self.backend: Backend = None  # type: ignore[assignment]  # set by `start`, before any connection
+        self.pump: Pump = None  # type: ignore[assignment]  # likewise
 
     def start(self, backend: Backend) -> None:
         self.backend = backend
         self._loop = asyncio.get_running_loop()
+        self.pump = Pump(self._loop)
         self._sweep()
 
     def _sweep(self) -> None:
@@ -106,15 +109,15 @@ class Door:
         stats.batch(size, run_us)
         common = self.date_line
         forms = answers.warm_forms(run_us, size, common)
-        durations, queue = stats.durations, stats.queue
+        taken, waited = [], []
         usual = met = 0
         slo_s = stats.slo_s or 0.0
         for call, reply in zip(requests, replies, strict=True):
             arrived_s = call.arrived_s
             taken_s = now - arrived_s
             waited_s = call.started_s - arrived_s
-            durations.observe(taken_s)
-            queue.observe(waited_s)
+            taken.append(taken_s)
+            waited.append(waited_s)
             if taken_s <= slo_s:
                 met += 1
             connection: FrontDoor | None = call.connection  # type: ignore[attr-defined]
@@ -132,6 +135,7 @@ class Door:
             if connection is not None:
                 extra = common if not call.log_tail else common + self._tail(call, run_us)  # type: ignore[attr-defined, arg-type]
                 connection.finish(call, answers.render(call, reply, run_us, size, extra))  # type: ignore[arg-type]
+        stats.took(taken, waited)
         stats.requests += size
         stats.codes[200] += usual
         stats.starts["warm"] += usual

@@ -17,6 +17,7 @@ from collections import deque
 from typing import Any, ClassVar
 
 import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rewarm import wire
@@ -26,12 +27,14 @@ from rewarm.errors import (
 from rewarm.serve import answers
 from rewarm.serve.call import Call
 from rewarm.serve.door import Door, Plan, lambda_meta
+from rewarm.serve.pump import PumpedReading
 from rewarm.serve.router import Target
 
 IDLE, HEAD, BODY, WAIT = range(4)
 _INF = float("inf")
 _STASH_BYTES_MAX = 256 << 10
 _PIPELINE_MAX = 16
+_LINGER_S = 5.0
 _INTERESTING = frozenset({
     b"content-type", b"content-length", b"content-encoding", b"expect", b"inference-header-content-length",
     b"rewarm-timeout-ms", b"x-amz-invocation-type",
@@ -57,15 +60,20 @@ class FrontDoor(HttpToolsProtocol):
         self._backlog: deque[Call] = deque()
         self._stash = bytearray()
         self._fd = transport.get_extra_info("socket").fileno()
+        transport.pause_reading()
+        self.flow = FlowControl(PumpedReading(door.pump, self._fd))  # type: ignore[arg-type]
+        door.pump.add(self._fd, self)
         self._fresh = b""  # the chunk that began the present request, if it was the first thing in it
-        self._ending = False  # an answer that closes the connection was written: nothing more is parsed
+        self._ending = False  # nothing more is parsed: an answer that closes the connection is written or due
+        self._last: bytes | None = None  # that answer, while those before it are due
         self.deadline_s = door.coarse_s + door.limits.header_timeout_s
         door.connections.add(self)
         if len(door.connections) > door.limits.connections_max:
-            self._end(Unavailable("too many connections; try again in a moment"))
+            self._end(Unavailable("too many connections; try again in a moment"), linger=False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.door.connections.discard(self)
+        self.door.pump.remove(self._fd, self)
         for call in (self._active, *self._backlog):
             if call is not None:
                 call.connection = None
@@ -80,6 +88,8 @@ class FrontDoor(HttpToolsProtocol):
         if self._ending:
             return
         self._fresh = b""
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
         if self._phase == IDLE:
             head_bytes = data.find(b"\r\n\r\n") + 4
             plan = self.door.plans.get(data[:head_bytes])
@@ -92,8 +102,6 @@ class FrontDoor(HttpToolsProtocol):
         elif self._phase == WAIT and self._busy():
             self._keep(data)
             return
-        if self.timeout_keep_alive_task is not None:
-            self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -109,7 +117,11 @@ class FrontDoor(HttpToolsProtocol):
                 self._end(self._head_too_large())
 
     def _busy(self) -> bool:
-        return self._active is not None or (self.cycle is not None and not self.cycle.response_complete)
+        """An answer is due, or the client has yet to read what was written."""
+        return (
+            self._active is not None or self.flow.write_paused
+            or (self.cycle is not None and not self.cycle.response_complete)
+        )  # fmt: skip
 
     def _keep(self, data: bytes) -> None:
         """Pipelined bytes: parsed once the present answer is written."""
@@ -132,6 +144,8 @@ class FrontDoor(HttpToolsProtocol):
         self._target = None
         self._error = None
         self._head_bytes = 0
+        if self._ending:
+            return
         self._phase = HEAD
         self.deadline_s = self.door.coarse_s + self.door.limits.header_timeout_s
 
@@ -175,13 +189,14 @@ class FrontDoor(HttpToolsProtocol):
         self.url = url
         self.headers.extend(headers)  # the scope holds this very list
         self.expect_100_continue = (b"expect", b"100-continue") in headers
-        self.deadline_s = _INF  # the application bounds its own reading
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         if self._target is None:
             if not self._ending:
                 super().on_body(body)
+                if not self.cycle.response_complete:  # an upload may take long, as long as it goes on
+                    self.deadline_s = self.door.coarse_s + self.door.limits.body_timeout_s
             return
         self._body_bytes += len(body)
         if self._body_bytes > self.door.limits.body_bytes_max:
@@ -196,6 +211,8 @@ class FrontDoor(HttpToolsProtocol):
         self.deadline_s = _INF
         if self._target is None:
             super().on_message_complete()
+            if not self._busy():
+                self._rest()  # it was answered before its end
             return
         chunks = self._chunks
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -319,21 +336,31 @@ class FrontDoor(HttpToolsProtocol):
                 sent = 0
         if sent != len(answer):
             transport.write(answer[sent:])
-        if call.close or self.door.draining:
+        if call.close or (self.door.draining and not self._backlog):
             self._close_soon()
-            return
-        self._phase = IDLE
-        self.deadline_s = self.door.coarse_s + self.door.limits.keepalive_timeout_s
+        else:
+            self._rest()
+
+    def _rest(self) -> None:
+        """Answers are written: go on with what waits for that. A request that is half read keeps its phase."""
+        if self.flow.write_paused:
+            return  # a client that does not read gets no more to read; resume_writing comes back here
+        if self._phase == WAIT:
+            self._phase = IDLE
+            self.deadline_s = self.door.coarse_s + self.door.limits.keepalive_timeout_s
         if self._backlog:
             self._next()
+        elif self._last is not None:
+            self._say_last(self._last)
         elif self._stash:
             self.loop.call_soon(self._resume)
 
     def _next(self) -> None:
         call = self._backlog.popleft()
         self._active = call
-        self._phase = WAIT
-        self.deadline_s = _INF
+        if self._phase == IDLE:
+            self._phase = WAIT
+            self.deadline_s = _INF
         if isinstance(call.payload, bytes):
             self.finish(call, call.payload)
         else:
@@ -344,10 +371,8 @@ class FrontDoor(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """uvicorn finished an ASGI answer."""
         super().on_response_complete()
-        self._phase = IDLE
-        self.deadline_s = self.door.coarse_s + self.door.limits.keepalive_timeout_s
-        if self._stash:
-            self.loop.call_soon(self._resume)
+        if not self._busy() and not self.transport.is_closing():
+            self._rest()
 
     def shutdown(self) -> None:
         """Graceful: an idle connection closes now, others with their answer."""
@@ -357,11 +382,11 @@ class FrontDoor(HttpToolsProtocol):
 
     def too_slow(self) -> None:
         """The sweeper: the deadline of the present phase passed."""
-        if self._phase in (HEAD, BODY):
+        if self._ending:
+            self.transport.abort()
+        elif self._phase in (HEAD, BODY):
             what = "headers" if self._phase == HEAD else "body"
             self._end(RequestTimeout(f"the {what} of the request did not arrive in time"))
-        elif self._ending:
-            self.transport.abort()
         else:
             self.transport.close()
             self.deadline_s = self.door.coarse_s + self.door.limits.write_timeout_s
@@ -374,14 +399,38 @@ class FrontDoor(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self.deadline_s = self.door.coarse_s + self.door.limits.keepalive_timeout_s
+        self.deadline_s = _INF
+        if not self._busy() and not self.transport.is_closing():
+            self._rest()
 
-    def _end(self, error: RewarmError) -> None:
-        """Answer with an error and close: the rest of what the client sends has no meaning any more."""
+    def _end(self, error: RewarmError, *, linger: bool = True) -> None:
+        """Answer with an error, after the answers due before it, and close: what else is sent has no meaning."""
         if self._ending or self.transport.is_closing():
             return
-        self.transport.write(answers.error_answer(error, self.door.date_line, close=True))
-        self._close_soon()
+        aws = self._target is not None and self._target.kind == wire.KIND_LAMBDA
+        answer = answers.error_answer(error, self.door.date_line, close=True, aws=aws)
+        self._ending = True
+        if self._phase == BODY and self._target is None and self.cycle is not None:  # the application's own request
+            if not self.cycle.response_started:
+                self.transport.write(answer)
+            self._close_soon()
+        elif self._busy():
+            self._last = answer
+            if not self.flow.write_paused:
+                self.deadline_s = _INF
+        elif linger:
+            self._say_last(answer)
+        else:
+            self.transport.write(answer)
+            self._close_soon()
+
+    def _say_last(self, answer: bytes) -> None:
+        """Close in a way that lets a client that is still sending read the answer: a reset would destroy it."""
+        self._last = None
+        self.transport.write(answer)
+        self.transport.write_eof()
+        self.flow.resume_reading()  # what comes is dropped by data_received
+        self.deadline_s = self.door.coarse_s + _LINGER_S
 
     def _close_soon(self) -> None:
         self._ending = True

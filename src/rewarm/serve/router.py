@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 from rewarm import wire
 
@@ -40,13 +40,14 @@ class Router:
 
 
 def parse(url: bytes) -> Target | None:
-    path = url.partition(b"?")[0].decode("latin-1")
+    path, _, query = url.decode("latin-1").partition("?")
     if found := _INVOKE.fullmatch(path):
         return Target(unquote(found[1]), wire.KIND_JSON, "")
     if found := _V2.fullmatch(path):
         return Target(unquote(found[1]), wire.KIND_V2, unquote(found[2] or ""))
     if found := _LAMBDA.fullmatch(path):
         name, _, qualifier = _lambda_name(unquote(found[1])).partition(":")
+        qualifier = parse_qs(query).get("Qualifier", [qualifier])[0]
         return Target(name, wire.KIND_LAMBDA, "" if qualifier == "$LATEST" else qualifier)
     return None
 

@@ -1,1 +1,16 @@
 """Public fakes and conformance suites: what a driver or a policy must do, as a function that anyone can call."""
+
+from rewarm.clock import ManualClock
+from rewarm.testing.fake_driver import FakeDriver, Outcome, Seconds
+from rewarm.testing.policies import check_batching_policy, check_keepalive_policy
+from rewarm.testing.world import World
+
+__all__ = [
+    "FakeDriver",
+    "ManualClock",
+    "Outcome",
+    "Seconds",
+    "World",
+    "check_batching_policy",
+    "check_keepalive_policy",
+]

@@ -28,7 +28,7 @@ class HandlerEngine:
         self._version = version
         self._code_dir = sys.path[0]
 
-    def run(self, items: list[wire.Item], limit_ms: int) -> tuple[list[wire.Answer], int]:
+    def run(self, items: list[wire.Item], limit_ms: int) -> answers.Outcome:
         """One answer per item, in order, and the microseconds inside the handler."""
         results: list[wire.Answer | None] = [None] * len(items)
         events: list[Any] = []
@@ -52,7 +52,11 @@ class HandlerEngine:
             for event, context, place in zip(events, contexts, places, strict=True):
                 results[place] = self._run_one(items[place].kind, event, context)
         run_us = (time.perf_counter_ns() - since_ns) // 1000
-        return [r if r is not None else answers.fault("internal", "no answer") for r in results], run_us
+        return answers.Outcome(run_us, [r if r is not None else answers.fault("internal", "no answer") for r in results])
+
+    def run_bodies(self, kind: int, bodies: list[bytes], limit_ms: int) -> answers.Outcome:
+        """Handlers have no shortcut: an event is decoded by itself in any case."""
+        return self.run([wire.Item(kind, b"", body) for body in bodies], limit_ms)
 
     def _event(self, item: wire.Item) -> Any:
         if item.kind == wire.KIND_RAW:
@@ -85,9 +89,14 @@ class HandlerEngine:
             if not isinstance(outputs, list) or len(outputs) != len(events):
                 got = f"{len(outputs)} answers" if isinstance(outputs, list) else type(outputs).__name__
                 raise ValueError(f"a batched handler returns a list of {len(events)} answers, not {got}")
-            for place, output in zip(places, outputs, strict=True):
-                results[place] = answers.value(output)
         except Exception as error:
             traceback.print_exc()
             for place, context in zip(places, contexts, strict=True):
+                results[place] = answers.raised(items[place].kind, error, self._code_dir, context.aws_request_id)
+            return
+        for place, output, context in zip(places, outputs, contexts, strict=True):
+            try:
+                results[place] = answers.value(output)
+            except Exception as error:  # what is not JSON is the misfortune of its own caller
+                traceback.print_exc()
                 results[place] = answers.raised(items[place].kind, error, self._code_dir, context.aws_request_id)

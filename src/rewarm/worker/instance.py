@@ -22,15 +22,20 @@ import orjson
 
 from rewarm import wire
 from rewarm.worker import kernel
+from rewarm.worker.answers import Outcome
 from rewarm.worker.user import UserError, load_user, one_line
 
 _DATA_FD = 3
 
 
 class Engine(Protocol):
-    """Runs one batch: items in, as many answers out, and the microseconds spent inside user code."""
+    """Runs one batch. Whatever user code raises is an answer, not an exception."""
 
-    def run(self, items: list[wire.Item], limit_ms: int) -> tuple[list[wire.Answer], int]: ...
+    def run(self, items: list[wire.Item], limit_ms: int) -> Outcome:
+        """Items of any kinds; as many answers, in order."""
+
+    def run_bodies(self, kind: int, bodies: list[bytes], limit_ms: int) -> Outcome:
+        """The same for bodies of one kind without meta."""
 
 
 def main(data_fd: int, log_fd: int, order: dict[str, Any]) -> None:
@@ -85,7 +90,7 @@ def _settle(data_fd: int, log_fd: int, order: dict[str, Any]) -> socket.socket:
 
 
 def _load(stream: _Stream, channel: socket.socket) -> Engine | None:
-    frame_type, _, _, _, body = stream.frame()
+    frame_type, _, _, _, _, body = stream.frame()
     if frame_type != wire.LOAD:
         raise wire.WireError(f"expected LOAD, got frame type {frame_type}")
     order = json.loads(bytes(body))
@@ -103,20 +108,27 @@ def _load(stream: _Stream, channel: socket.socket) -> Engine | None:
 
 def _loop(stream: _Stream, channel: socket.socket, engine: Engine) -> None:
     while True:
-        frame_type, count, number, sequence, _ = frame = stream.frame()
+        frame_type, flag, count, limit_ms, sequence, _ = stream.frame()
         if frame_type != wire.RUN:
             raise wire.WireError(f"expected RUN, got frame type {frame_type}")
-        items = wire.decode_run(stream.view, count)
-        del frame
         try:
-            answers, run_us = engine.run(items, number)
+            reply = _run(stream.view, flag, count, limit_ms, sequence, engine)
         except Exception as error:  # the engines catch what user code raises: this is our bug, said in the log
             traceback.print_exc()
             text = f"the worker failed on the batch: {one_line(error)}"
             failure = orjson.dumps({"error": text, "code": "internal"})
-            answers, run_us = [wire.Answer(500, wire.FORM_JSON, 0, b"", failure)] * count, 0
-        del items
-        channel.sendall(wire.encode_reply(answers, sequence, run_us))
+            reply = wire.encode_reply([wire.Answer(500, wire.FORM_JSON, 0, b"", failure)] * count, sequence, 0)
+        channel.sendall(reply)
+
+
+def _run(frame: memoryview, flag: int, count: int, limit_ms: int, sequence: int, engine: Engine) -> bytes:
+    if flag & 1:
+        outcome = engine.run_bodies(flag >> 1, wire.uniform_bodies(frame, count), limit_ms)
+    else:
+        outcome = engine.run(wire.decode_run(frame, count), limit_ms)
+    if outcome.answers is None:
+        return wire.encode_uniform_reply(outcome.form, outcome.bodies, sequence, outcome.run_us)
+    return wire.encode_reply(outcome.answers, sequence, outcome.run_us)
 
 
 class _Stream:
@@ -129,17 +141,17 @@ class _Stream:
         self._length = 0
         self.view = memoryview(self._buffer)
 
-    def frame(self) -> tuple[int, int, int, int, memoryview]:
-        """(type, count, number, sequence, body); `view` holds the whole frame until the next call."""
+    def frame(self) -> tuple[int, int, int, int, int, memoryview]:
+        """(type, flag, count, number, sequence, body); `view` holds the whole frame until the next call."""
         self._drop_last()
         self._fill(wire.HEAD_BYTES)
-        length, frame_type, _, count, number, sequence = wire.HEAD.unpack_from(self._buffer)
+        length, frame_type, flag, count, number, sequence = wire.HEAD.unpack_from(self._buffer)
         if not wire.HEAD_BYTES <= length <= wire.FRAME_BYTES_MAX:
             raise wire.WireError(f"a frame of {length} bytes")
         self._fill(length)
         self._length = length
         self.view = memoryview(self._buffer)[:length]
-        return frame_type, count, number, sequence, self.view[wire.HEAD_BYTES :]
+        return frame_type, flag, count, number, sequence, self.view[wire.HEAD_BYTES :]
 
     def _drop_last(self) -> None:
         if self._length:

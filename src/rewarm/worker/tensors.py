@@ -85,7 +85,9 @@ def _convert(value: Any, dtype: np.dtype[Any], name: str) -> Array:
             if raw.dtype.kind == "f" and not np.all(np.mod(raw, 1) == 0):
                 raise BadTensor(f"input {name!r} holds fractions where {dtype.name} is wanted")
             limits = np.iinfo(dtype)
-            if raw.min() < limits.min or raw.max() > limits.max:
+            # A float cannot tell 2**63 - 1 from 2**63: the latter is the first that is out of range.
+            too_large = raw.max() >= float(limits.max) + 1.0 if raw.dtype.kind == "f" else raw.max() > limits.max
+            if raw.min() < limits.min or too_large:
                 raise BadTensor(f"input {name!r} holds values outside the range of {dtype.name}")
         return raw.astype(dtype)
     except BadTensor:
