@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -48,9 +48,10 @@ class Pace:
     lone: int = 200
     bursts: int = 6
     burst_gap_s: float = 0.25
+    pause_s: float = 0.6  # between acts, so that the picture can tell them apart
 
 
-QUICK = Pace(user_s=1.0, lang_s=2.0, lone=60, bursts=3, burst_gap_s=0.1)
+QUICK = Pace(user_s=1.0, lang_s=2.0, lone=60, bursts=3, burst_gap_s=0.1, pause_s=0.2)
 
 
 class Demo:
@@ -64,16 +65,19 @@ class Demo:
         self.record = Record()
         self.marks: list[tuple[float, str]] = []
         self.rungs: list[tuple[str, float, int]] = []
+        self.crowd: list[Shot] = []
         self.summary = ""
 
     def play(self, out: Path) -> None:
         self.command("deploy", str(HERE / "app.py"))
         self.command("ps")
         self.record = Record()
-        with Api(self.url) as api, Watcher(self.url, self.record) as watcher:
-            time.sleep(0.5)  # some zero to look at
+        with Api(self.url, timeout_s=30.0) as api, Watcher(self.url, self.record) as watcher:
+            time.sleep(self.pace.pause_s)
             cold = self.first_digit(api)
+            time.sleep(self.pace.pause_s)
             warm = self.lone_caller(api)
+            time.sleep(self.pace.pause_s)
             self.bursts()
             self.all_digits()
             lang = self.second_start(api, watcher)
@@ -83,7 +87,7 @@ class Demo:
         self.console.print()
         show.ladder(self.console, self.rungs)
         picture = out / "demo.svg"
-        run = demo_plot.Run(self.record.shots, watcher.moments, self.rungs, self.marks, self.summary)
+        run = demo_plot.Run(self.record.shots, self.crowd, watcher.moments, self.rungs, self.marks, self.summary)
         demo_plot.draw(run, picture)
         self.say(f"the picture of this run: [bold]{picture}[/]")
 
@@ -103,6 +107,7 @@ class Demo:
 
     def lone_caller(self, api: Api) -> list[Shot]:
         self.act("A lone caller, one digit after another")
+        self.mark("lone caller")
         shots = []
         with show.bar(self.console, "asking", self.pace.lone) as (progress, task):
             for index in range(self.pace.lone):
@@ -131,9 +136,7 @@ class Demo:
         show.batch_sizes(self.console, shots)
         calls = sum(1 / shot.batch_size for shot in shots)
         slowest_ms = max(shot.latency_ms for shot in shots)
-        self.say(
-            f"{len(shots)} requests became {calls:.0f} calls of the function; the slowest answer took {slowest_ms:.0f} ms"
-        )
+        self.say(f"{len(shots)} requests became {calls:.0f} calls; the slowest answer took {slowest_ms:.0f} ms")
 
     def all_digits(self) -> None:
         total = len(self.digits.labels)
@@ -175,7 +178,7 @@ class Demo:
         self.wait(watcher, lambda m: m.at_zero, usual_s, usual_s + 15, "the server was not back at zero")
         self.mark("back at zero")
         self.say(f"after {usual_s:g} s: {show.alive(watcher.moments[-1])}")
-        time.sleep(0.4)
+        time.sleep(self.pace.pause_s)
 
     # ------------------------------------------------------------ what the acts share
 
@@ -203,8 +206,10 @@ class Demo:
             if not line.startswith("next: "):
                 self.console.print(f"  {line}", markup=False, highlight=False)
 
-    def together(self, indices: object, callers: int, step: Callable[[], None]) -> list[Shot]:
-        return asyncio.run(call_together(self.url, self.digits, indices, callers, self.record, step))  # type: ignore[arg-type]
+    def together(self, indices: Iterable[int], callers: int, step: Callable[[], None]) -> list[Shot]:
+        shots = asyncio.run(call_together(self.url, self.digits, indices, callers, self.record, step))
+        self.crowd += shots
+        return shots
 
     def wait(
         self, watcher: Watcher, what: Callable[[Moment], bool], usual_s: float, limit_s: float, otherwise: str

@@ -140,7 +140,7 @@ class Watcher:
 
     def __init__(self, url: str, record: Record, every_s: float = 0.05) -> None:
         self.moments: list[Moment] = []
-        self._api = Api(url)
+        self._api = Api(url, timeout_s=10.0)
         self._record = record
         self._every_s = every_s
         self._over = threading.Event()

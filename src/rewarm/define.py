@@ -71,6 +71,8 @@ def function(
         is_class = inspect.isclass(thing)
         if is_class and not callable(getattr(thing, "predict", None)):
             raise BadDefinition(f"class {thing.__name__} has no method predict")
+        if isinstance(preload, str):
+            raise BadDefinition(f"preload is a list of packages: write preload=[{preload!r}]")
         if is_class and batched:
             raise BadDefinition("batched=True is for handlers; predict always takes a batch")
         if not is_class and (weights or inputs or outputs):
@@ -87,7 +89,7 @@ def function(
             keepalive=_policy(keepalive),
             preload=tuple(preload),
             weights=weights,
-            inputs=_inputs(thing, inputs) if is_class else (),
+            inputs=_inputs(thing, inputs) if inspect.isclass(thing) else (),
             outputs=tuple((outputs or {}).items()),
             max_instances=max_instances,
             queue_max=queue_max,
@@ -106,19 +108,25 @@ def default_batching(takes_batches: bool) -> PolicySpec:
 
 
 def check_spec(spec: FunctionSpec) -> None:
-    """Builds the named policies once, so that a misspelt name or parameter fails at definition. Raises BadDefinition."""
+    """Builds the named policies and the Lang key once, so that a misspelt one fails at definition.
+
+    Raises BadDefinition.
+    """
     from rewarm.policy import registry
 
     policy = registry.batching(spec.batching, spec)
     if spec.kind == "handler" and not spec.batched and policy.max_size > 1:
-        raise BadDefinition(f"batching={spec.batching.name!r} needs a handler with batched=True or a class with predict")
+        name = spec.batching.name
+        raise BadDefinition(f"batching={name!r} needs a handler with batched=True or a class with predict")
     if spec.keepalive is not None:
         registry.keepalive(spec.keepalive)
 
 
 def _policy(value: PolicySpec | str | None) -> PolicySpec | None:
     if isinstance(value, str):
-        return PolicySpec(value)
+        from rewarm.policy import registry
+
+        return registry.parse(value)
     if value is None or isinstance(value, PolicySpec):
         return value
     raise BadDefinition(f"a policy is a name or one of rewarm's policy words such as rewarm.Dynamic(…), not {value!r}")

@@ -11,7 +11,9 @@ import re
 
 from rewarm.errors import BadDefinition
 
-_DURATION_S = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION_S = {
+    "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0,
+}  # fmt: skip
 _SIZE_BYTES = {
     "b": 1, "k": 1 << 10, "kb": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mb": 1 << 20, "mib": 1 << 20,
     "g": 1 << 30, "gb": 1 << 30, "gib": 1 << 30, "t": 1 << 40, "tb": 1 << 40, "tib": 1 << 40,
@@ -36,7 +38,11 @@ def seconds(value: str | float | int) -> float:
     if isinstance(value, str):
         number, unit = _split(value, _DURATION_S, "duration")
         value = number * unit
-    if not math.isfinite(value) or value < 0:
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an integer beyond what a float can hold
+        finite = False
+    if not finite or value < 0:
         raise BadDefinition(f"a duration must be finite and not negative, not {value!r}")
     return float(value)
 
@@ -47,6 +53,8 @@ def size_bytes(value: str | int) -> int:
         raise BadDefinition(f"{value!r} is not a size; write for example '512MB' or a whole number of bytes")
     if isinstance(value, str):
         number, unit = _split(value, _SIZE_BYTES, "size")
+        if not math.isfinite(number * unit):
+            raise BadDefinition(f"{value!r} is not a size that a machine can have")
         value = math.ceil(number * unit)
     if value < 0:
         raise BadDefinition(f"a size must not be negative, not {value!r}")

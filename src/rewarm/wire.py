@@ -10,13 +10,13 @@ Every frame, little-endian, no padding:
 
 `length` counts the whole frame. `sequence` numbers the batches of one sandbox; a reply carries its batch's.
 
-RUN (server → worker): `number` is the time limit in ms; then `count` item heads, then the items' meta and bodies in
-order.      head: kind u8, flags u8, meta_len u16, body_len u32
+RUN (server → worker): `number` is the time limit in ms; then `count` item heads, then metas and bodies in order.
+            head: kind u8, flags u8, meta_len u16, body_len u32
 REPLY (worker → server): `number` is microseconds inside user code; then `count` item heads, then metas and bodies.
             head: status u16, form u8, flags u8, meta_len u16, body_len u32
 Where nothing but the body differs (one kind and no meta; or 200, one form, no flags and no meta), `flag` is
 1 + 2 × kind (or form), and instead of heads there are `count` body lengths, u32: the usual batch costs one `pack`.
-HELLO (worker → server): `number` is its pid. LOAD (server → worker), LOADED and FAILED (worker → server): a JSON object.
+HELLO (worker → server): `number` is its pid. LOAD (to the worker), LOADED and FAILED (to the server): a JSON object.
 
 Both ends are ours and of one version, on a socketpair: a frame that does not parse is a bug or a worker that wrote
 where it must not, and ends the worker (`WireError`), never the server.

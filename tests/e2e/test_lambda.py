@@ -37,14 +37,6 @@ def handler(event, context):
         return object()
     print("working on", event.get("text", "nothing"))
     return {"echo": event}
-
-
-def batch(events, contexts):
-    if any(event.get("do") == "raise" for event in events):
-        raise RuntimeError("the batch failed")
-    if any(event.get("do") == "short" for event in events):
-        return []
-    return [{"n": e.get("n"), "size": len(events), "id": c.aws_request_id} for e, c in zip(events, contexts)]
 """
 BATCHED = """
 import time
@@ -250,7 +242,9 @@ def test_listing(client: Any) -> None:
 
 
 def test_a_function_on_arrays_answers_too(client: Any, deployed: Any) -> None:
-    source = "import rewarm\n\n\n@rewarm.function\nclass Sum:\n    def predict(self, x):\n        return x.sum(axis=1)\n"
+    source = (
+        "import rewarm\n\n\n@rewarm.function\nclass Sum:\n    def predict(self, x):\n        return x.sum(axis=1)\n"
+    )
     deployed.deploy(source, name="aws-sum")
     assert call(client, [1, 2, 3.5], "aws-sum")[1] == 6.5
     with pytest.raises(ClientError) as caught:

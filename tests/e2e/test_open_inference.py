@@ -291,6 +291,7 @@ def raw_code(complaint: str) -> str:
         b'{"outputs": [{"name": "y", "parameters": [1]}], '
         b'"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}',
     ],
+    ids=lambda body: body.decode("latin-1")[:24] or "nothing",
 )  # fmt: skip
 def test_malformed_inference_requests(models: Any, body: bytes) -> None:
     reply = models.call("POST", "/v2/models/oip-double/infer", body)

@@ -235,7 +235,6 @@ def test_check_spec_serves_files_and_overrides_too() -> None:
         check_spec(FunctionSpec("f", "handler", "m:f", keepalive=PolicySpec("nonsense")))
 
 
-@pytest.mark.xfail(reason="not checked yet at definition: names in preload, and one name instead of a list of them")
 @pytest.mark.parametrize("preload", [["not a package"], "numpy"])
 def test_preload_is_a_list_of_packages(preload: Any) -> None:
     with pytest.raises(BadDefinition, match="preload"):

@@ -19,9 +19,9 @@ from typing import Any
 from rewarm.control import overrides
 from rewarm.errors import BadDefinition, from_code
 from rewarm.facts.function import FunctionSpec, Revision
+from rewarm.kernel import SINGLE_THREADED_ENV
 from rewarm.store import archive
 from rewarm.store.store import Store
-from rewarm.worker.zygote import SINGLE_THREADED_ENV
 
 INSPECT_TIMEOUT_S = 120.0
 _INSPECT_DATA_BYTES = 4 << 30
@@ -51,7 +51,9 @@ def _look_inside(staged: Path, request: archive.DeployRequest) -> FunctionSpec:
     functions = report["functions"]
     if len(functions) > 1:
         names = ", ".join(sorted(f["name"] for f in functions))
-        raise BadDefinition(f"{request.file} defines {len(functions)} functions: {names}; name one: {request.file}:NAME")
+        raise BadDefinition(
+            f"{request.file} defines {len(functions)} functions: {names}; name one: {request.file}:NAME"
+        )
     return FunctionSpec.from_json(functions[0]["spec"])
 
 

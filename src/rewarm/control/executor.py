@@ -150,7 +150,9 @@ class Executor:
             self.layers.observe("zygote", event.seconds)
             log.info("runtime %s ready in %.0f ms", event.key, event.seconds * 1e3)
         elif isinstance(event, m.LangExited):
-            log.log(logging.WARNING if event.error else logging.INFO, "runtime %s ended%s", event.key, _why(event.error))
+            log.log(
+                logging.WARNING if event.error else logging.INFO, "runtime %s ended%s", event.key, _why(event.error)
+            )
         elif isinstance(event, m.Exited):
             sandbox = self.node.pool.sandboxes.get(event.sandbox_id)
             if sandbox is not None:
@@ -167,7 +169,9 @@ class Executor:
             if stats is not None:
                 stats.started(init_s)
             found = sandbox.found.value
-            log.info("instance %d of %s ready in %.0f ms (%s start)", sandbox_id, sandbox.function.name, init_s * 1e3, found)
+            log.info(
+                "instance %d of %s ready in %.0f ms (%s start)", sandbox_id, sandbox.function.name, init_s * 1e3, found
+            )
 
     # ------------------------------------------------------------ the end
 

@@ -100,8 +100,8 @@ class ControlPlane:
     def order(self, name: str, verb: str) -> dict[str, Any]:
         """flush, load or unload."""
         self._known(name)
-        event = {"flush": m.Flush, "load": m.Load, "unload": m.Unload}[verb]
-        self.executor.post(event(name))
+        events: dict[str, type[m.Flush | m.Load | m.Unload]] = {"flush": m.Flush, "load": m.Load, "unload": m.Unload}
+        self.executor.post(events[verb](name))
         return {"name": name, "ok": True}
 
     # ------------------------------------------------------------ questions

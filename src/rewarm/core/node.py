@@ -10,16 +10,14 @@ answered; an instance is idle or busy, never both; the ledger is the sum of its 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
+from rewarm.core import invariants, refusals, scaling
 from rewarm.core.ledger import Ledger
 from rewarm.core.pool import Pool
 from rewarm.core.state import INF, FunctionState, LangLayer, Sandbox
 from rewarm.core.timers import Timers
-from rewarm.errors import (
-    Busy, DeadlineExceeded, FunctionTimeout, InstanceDied, NotFound, OverBudget, RewarmError, StartFailed, Unavailable,
-)  # fmt: skip
+from rewarm.errors import InstanceDied, NotFound, RewarmError, StartFailed
 from rewarm.facts import messages as m
 from rewarm.facts.messages import Effect, Event
 from rewarm.facts.request import Request
@@ -80,12 +78,13 @@ class Node:
         """
         fn = self.functions.get(request.function)
         if fn is None or self.draining:
-            out.append(m.Reject(request, self._refusal(request.function)))
+            error = refusals.draining() if self.draining else refusals.unknown(request.function)
+            out.append(m.Reject(request, error))
             return
         queue = fn.queue
         spec = fn.revision.spec
         if len(queue) >= spec.queue_max:
-            out.append(m.Reject(request, self._full(fn)))
+            out.append(m.Reject(request, refusals.full(fn)))
             return
         queue.append(request)
         fn.batching.on_arrival(now)
@@ -99,20 +98,6 @@ class Node:
             self._pump(fn, now, out)
         elif now >= fn.scale_at_s and len(fn.sandboxes) < spec.max_instances:
             self._scale(fn, now, out)
-
-    def _refusal(self, name: str) -> RewarmError:
-        if self.draining:
-            return Unavailable("the server is shutting down; try again in a moment")
-        return NotFound(f"there is no function {name!r}; deploy it, or see what there is with: rewarm ls")
-
-    def _full(self, fn: FunctionState) -> Busy:
-        spec = fn.revision.spec
-        per_batch = fn.batching.expected_run_s(fn.batching.max_size) or 0.1
-        wait_s = math.ceil(len(fn.queue) / fn.batching.max_size) * per_batch / max(1, len(fn.sandboxes))
-        return Busy(
-            f"the queue of {fn.name!r} is full ({spec.queue_max} requests); try again later or raise queue_max",
-            retry_after_s=float(max(1, math.ceil(wait_s))),
-        )
 
     def _cancelled(self, event: m.Cancelled, now: float, out: list[Effect]) -> None:
         fn = self.functions.get(event.request.function)
@@ -146,11 +131,12 @@ class Node:
 
     def _take(self, fn: FunctionState, size: int, now: float, out: list[Effect]) -> list[Request]:
         """The oldest `size` requests whose deadline has not passed; the late ones are answered and not run."""
-        queue, batch = fn.queue, []
+        queue = fn.queue
+        batch: list[Request] = []
         while queue and len(batch) < size:
             request = queue.popleft()
             if request.deadline_s <= now:
-                out.append(m.Reject(request, _late(request, now)))
+                out.append(m.Reject(request, refusals.late(request, now)))
             else:
                 batch.append(request)
         return batch
@@ -199,31 +185,11 @@ class Node:
         is not worth a start. Without a known run time, waiting as long as a start takes is the evidence.
         """
         limit = fn.revision.spec.max_instances
-        while fn.queue and len(fn.sandboxes) < limit and self._wants_one(fn, now):
+        while fn.queue and len(fn.sandboxes) < limit and scaling.wants_one(fn, self.timers, now):
             if not self._start(fn, now, out):
                 return
         # The answer does not change from one arrival to the next; what ends or wakes asks again in any case.
         fn.scale_at_s = now + 0.05 * fn.start_s.value
-
-    def _wants_one(self, fn: FunctionState, now: float) -> bool:
-        live = fn.live
-        if live == 0:
-            return True
-        size = fn.batching.max_size
-        batches = math.ceil(len(fn.queue) / size)
-        if fn.rising >= batches:
-            return False
-        run_s = fn.batching.expected_run_s(size)
-        start_s = fn.start_s.value
-        if run_s is not None and batches / live * run_s > start_s:
-            return True
-        if fn.rising:
-            return False
-        waited_s = now - fn.queue[0].arrived_s
-        if waited_s >= start_s - _ROUNDING_S:
-            return True
-        self.timers.arm(fn, now + start_s - waited_s)
-        return False
 
     def _start(self, fn: FunctionState, now: float, out: list[Effect]) -> bool:
         if self.pool.start(fn, now, out) is not None:
@@ -231,10 +197,7 @@ class Node:
             return True
         budget = self.pool.ledger.budget_bytes
         if self.pool.need_bytes(fn) > budget or not self.pool.sandboxes:
-            error = OverBudget(
-                f"an instance of {fn.name!r} needs about {self.pool.need_bytes(fn) >> 20} MB and the memory budget is "
-                f"{budget >> 20} MB; start the server with a larger --memory"
-            )
+            error = refusals.over_budget(fn, self.pool.need_bytes(fn), budget)
             self._reject_all(fn, error, out)
         elif fn.live == 0:
             fn.starved = self._starved = True
@@ -392,7 +355,7 @@ class Node:
             late = [request for request in fn.queue if request.deadline_s <= now]
             for request in late:
                 fn.queue.remove(request)
-                out.append(m.Reject(request, _late(request, now)))
+                out.append(m.Reject(request, refusals.late(request, now)))
             fn.flushing = fn.flushing and bool(fn.queue)
         fn.wake_s = INF
         if fn.queue:
@@ -418,14 +381,12 @@ class Node:
             fn = sandbox.function
             self.pool.destroy(sandbox, "start timeout", out)
             self.pool.drop_stuck(sandbox.key, now, out)
-            took_s = now - sandbox.created_s
-            self._start_failed(fn, StartFailed(f"{fn.name!r} was not ready after {took_s:.0f} s and was stopped"), out)
+            self._start_failed(fn, refusals.start_timeout(fn, now - sandbox.created_s), out)
 
     def _timed_out(self, sandbox: Sandbox, now: float, out: list[Effect]) -> None:
         fn, batch = sandbox.function, sandbox.batch or []
         sandbox.batch = None
-        limit = sandbox.revision.spec.timeout_s
-        error = FunctionTimeout(f"{fn.name!r} ran longer than its timeout of {limit:g} s and was stopped")
+        error = refusals.timeout(fn, sandbox.revision.spec.timeout_s)
         self.pool.destroy(sandbox, "timeout", out)
         out.extend(m.Reject(request, error) for request in batch)
         if fn.queue and not fn.removed and not fn.idle:
@@ -433,19 +394,4 @@ class Node:
 
     def check(self) -> None:
         """Raises AssertionError unless every invariant of the module docstring holds."""
-        self.pool.check()
-        seen: set[int] = set()
-        for fn in self.functions.values():
-            assert fn.rising == sum(s.rising for s in fn.sandboxes.values()), fn
-            assert len(fn.sandboxes) <= fn.revision.spec.max_instances or any(
-                s.state is State.DYING or s.revision is not fn.revision for s in fn.sandboxes.values()
-            ), fn
-            held = [*fn.queue, *(r for s in fn.sandboxes.values() for r in s.batch or ())]
-            for request in held:
-                assert id(request) not in seen, f"{request} is in two places"
-                seen.add(id(request))
-
-
-def _late(request: Request, now: float) -> DeadlineExceeded:
-    waited_ms = (now - request.arrived_s) * 1e3
-    return DeadlineExceeded(f"the deadline passed after {waited_ms:.0f} ms in the queue; the work was not run")
+        invariants.check(self.functions, self.pool)

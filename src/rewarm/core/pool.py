@@ -129,11 +129,12 @@ class Pool:
             out.append(RaiseLang(key, self._ancestor(key)))
             lang = self.langs[key] = LangLayer(key, now)
             self.ledger.enter(key, int(self._lang_bytes(key).value))
+            self.timers.arm(lang, now + START_TIMEOUT_S_MIN)
         return lang
 
     def _ancestor(self, key: LangKey) -> LangKey | None:
         """The nearest living ancestor: the largest proper subset of the key that has a zygote."""
-        alive = [k for k, l in self.langs.items() if l.state is LangState.ALIVE and k != key and k.covers(key)]
+        alive = [k for k, lang in self.langs.items() if lang.state is LangState.ALIVE and k != key and k.covers(key)]
         return max(alive, key=lambda k: (len(k.packages), str(k)), default=None)
 
     def _found(self, key: LangKey) -> StartKind:
@@ -208,6 +209,12 @@ class Pool:
 
     def wake_lang(self, lang: LangLayer, now: float, out: list[Effect]) -> None:
         """A timer of this Lang layer rang."""
+        if self.langs.get(lang.key) is lang and lang.state is LangState.RISING:
+            if self.children[lang.key]:  # their own start timeouts decide
+                self.timers.arm(lang, now + START_TIMEOUT_S_MIN)
+            else:
+                self._drop_lang(lang, "start timeout", out)
+            return
         if self.langs.get(lang.key) is not lang or self.children[lang.key] or lang.state is not LangState.ALIVE:
             return
         if now < lang.expires_s:
@@ -269,7 +276,7 @@ class Pool:
         return freed >= short
 
     def _below(self, chosen: list[Sandbox | LangLayer], spare_key: LangKey | None) -> int:
-        """Bytes of the Lang layers that become idle, and can be freed next, once `chosen` and what is dying are gone."""
+        """Bytes of the Lang layers that become idle, and can be freed next, once `chosen` and the dying are gone."""
         going: Counter[LangKey] = Counter(s.key for s in self.sandboxes.values() if s.state is State.DYING)
         going.update(layer.key for layer in chosen if isinstance(layer, Sandbox))
         return sum(
@@ -319,20 +326,3 @@ class Pool:
             Layer.LANG, None, lang.key, seconds.value if seconds else 0.0, self.ledger.of(lang.key),
             lang.idle_since_s, lang.last_used_s, lang.uses,
         )  # fmt: skip
-
-    def check(self) -> None:
-        """Raises AssertionError unless the records agree with each other."""
-        self.ledger.check()
-        for sandbox in self.sandboxes.values():
-            fn = sandbox.function
-            assert fn.sandboxes.get(sandbox.id) is sandbox
-            assert sandbox.id in self.ledger
-            assert (sandbox.batch is not None) == (sandbox.state is State.BUSY), sandbox
-            assert (sandbox in fn.idle) == (sandbox.state is State.READY), sandbox
-        for key, lang in self.langs.items():
-            assert key in self.ledger
-        assert +self.children == Counter(s.key for s in self.sandboxes.values())
-        assert set(self.dying) == {s.id for s in self.sandboxes.values() if s.state is State.DYING} | {
-            lang.key for lang in self.langs.values() if lang.state is LangState.DYING
-        }
-        assert len(self.ledger) == len(self.sandboxes) + len(self.langs)

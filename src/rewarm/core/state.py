@@ -35,8 +35,8 @@ class FunctionState:
 
     __slots__ = (
         "batching", "flushing", "idle", "keepalive", "key", "last_error", "name", "prewarm_at_s", "queue", "removed",
-        "resident", "revision", "rising", "sandboxes", "scale_at_s", "start_s", "starved", "timer_at_s", "user_s", "wake_s",
-        "watches",
+        "resident", "revision", "rising", "sandboxes", "scale_at_s", "start_s", "starved", "timer_at_s", "user_s",
+        "wake_s", "watches",
     )  # fmt: skip
 
     def __init__(self, revision: Revision, batching: BatchingPolicy, keepalive: KeepalivePolicy) -> None:

@@ -47,10 +47,9 @@ class Tensor:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise BadDefinition(f"unknown dtype {self.dtype!r}; use one of {', '.join(DTYPES)}")
-        try:
-            shape = tuple(int(size) for size in self.shape)
-        except (TypeError, ValueError):
-            raise BadDefinition(f"a shape is a list of whole numbers, not {self.shape!r}") from None
+        shape = tuple(self.shape) if isinstance(self.shape, tuple | list) else (None,)
+        if not all(type(size) is int for size in shape):
+            raise BadDefinition(f"a shape is a list of whole numbers, not {self.shape!r}")
         if any(size < -1 or size == 0 for size in shape):
             raise BadDefinition(f"dimensions are positive, or -1 for any length: {list(shape)}")
         object.__setattr__(self, "shape", shape)
@@ -122,17 +121,25 @@ class FunctionSpec:
         check_name(self.name)
         if self.kind not in ("predict", "handler"):
             raise BadDefinition(f"kind must be 'predict' or 'handler', not {self.kind!r}")
-        if self.entry.count(":") != 1:
+        if self.entry.count(":") != 1 or not all(self.entry.split(":")):
             raise BadDefinition(f"entry must be 'module:Attribute', not {self.entry!r}")
+        whole = {"memory": self.memory_bytes, "max_instances": self.max_instances, "queue_max": self.queue_max}
+        for label, count in whole.items():
+            if type(count) is not int:
+                raise BadDefinition(f"{label} must be a whole number, not {count!r}")
         if self.memory_bytes < 16 << 20:
             raise BadDefinition(f"memory must be at least 16MB, not {self.memory_bytes} bytes")
         for label, value in (("timeout", self.timeout_s), ("slo", self.slo_s)):
-            if value is not None and (not math.isfinite(value) or value <= 0):
+            if value is None and label == "slo":
+                continue
+            if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
                 raise BadDefinition(f"{label} must be more than 0 seconds, not {value!r}")
         if not 1 <= self.max_instances <= 1000:
             raise BadDefinition(f"max_instances must be 1 to 1000, not {self.max_instances}")
         if not 1 <= self.queue_max <= 1_000_000:
             raise BadDefinition(f"queue_max must be 1 to 1000000, not {self.queue_max}")
+
+        _ = self.lang_key  # raises for what is not the name of a package
 
     @property
     def lang_key(self) -> LangKey:

@@ -154,7 +154,7 @@ class RaiseBare:
 
 @dataclass(frozen=True, slots=True)
 class RaiseLang:
-    """Start the zygote of `key`, as a fork of the living zygote `parent`, else from nothing. → LangRaised or LangExited."""
+    """Start the zygote of `key`: a fork of the zygote `parent`, or from nothing. → LangRaised or LangExited."""
 
     key: LangKey
     parent: LangKey | None

@@ -47,7 +47,9 @@ class Collector:
         inits = CounterMetricFamily("rewarm_instance_starts", "Instances started.", labels=["function"])
         calls = CounterMetricFamily("rewarm_calls", "Batches run.", labels=["function"])
         run = CounterMetricFamily("rewarm_run_seconds", "Time inside user code.", labels=["function"])
-        billed = CounterMetricFamily("rewarm_billed_seconds", "Init and run, each rounded up to 1 ms.", labels=["function"])
+        billed = CounterMetricFamily(
+            "rewarm_billed_seconds", "Init and run, each rounded up to 1 ms.", labels=["function"]
+        )
         met = CounterMetricFamily("rewarm_slo_attained", "Requests answered within the SLO.", labels=["function"])
         for name, figures in self._stats.items():
             for code, count in figures.codes.items():
@@ -99,5 +101,5 @@ def page(collector: Collector) -> bytes:
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)  # type: ignore[arg-type]
+    registry.register(collector)
     return generate_latest(registry)

@@ -61,8 +61,8 @@ class FunctionStats:
     """Everything counted for one function since it was deployed (or the server started)."""
 
     __slots__ = (
-        "_taken_s", "_waited_s", "billed_ms", "calls", "codes", "durations", "errors", "init_ms", "inits", "memory_bytes", "queue", "requests",
-        "run_ms", "sizes", "slo_met", "slo_s", "starts",
+        "_taken_s", "_waited_s", "billed_ms", "calls", "codes", "durations", "errors", "init_ms", "inits",
+        "memory_bytes", "queue", "requests", "run_ms", "sizes", "slo_met", "slo_s", "starts",
     )  # fmt: skip
 
     def __init__(self, memory_bytes: int, slo_s: float | None) -> None:

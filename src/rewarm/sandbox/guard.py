@@ -27,6 +27,8 @@ class GuardedDriver:
         self._sink: Sink | None = None
         self._alive: dict[int, bool] = {}  # sandbox → may still report progress (False once Destroy was asked)
         self._langs: set[LangKey] = set()
+        self._failures: dict[int, SandboxFailed] = {}  # abandoned, and their end not reported yet
+        self._muted = False
 
     # ------------------------------------------------------------ towards the driver
 
@@ -51,15 +53,22 @@ class GuardedDriver:
             self._inner.carry_out(effect)
         except Exception as error:
             log.exception("driver %s failed on %s", self.name, type(effect).__name__)
-            self._abandon(sandbox_id, error)
+            self._abandon(effect, error)
 
-    def _abandon(self, sandbox_id: int, error: Exception) -> None:
-        """The driver does not know what it did: have it release the sandbox, and report the end ourselves if it can't."""
+    def _abandon(self, effect: m.RaiseBare | m.Fork | m.LoadUser | m.Run | m.Destroy, error: Exception) -> None:
+        """The driver does not know what it did: have it release the sandbox, or else report the end ourselves."""
+        sandbox_id = effect.sandbox_id
+        failure = SandboxFailed(f"the sandbox could not be driven: {error}")
+        self._alive[sandbox_id] = False
+        self._failures[sandbox_id] = failure
         try:
             self._inner.carry_out(m.Destroy(sandbox_id, "driver failure"))
+            owed = not isinstance(effect, m.RaiseBare)  # else it may never have heard of the sandbox
         except Exception:
             log.exception("driver %s failed to destroy sandbox %d", self.name, sandbox_id)
-        self.post(m.Exited(sandbox_id, SandboxFailed(f"the sandbox could not be driven: {error}")))
+            owed = False
+        if not owed:
+            self.post(m.Exited(sandbox_id, failure))
 
     def _carry_out_lang(self, effect: m.RaiseLang | m.DropLang) -> None:
         if isinstance(effect, m.RaiseLang):
@@ -70,6 +79,16 @@ class GuardedDriver:
             self._inner.carry_out(effect)
         except Exception as error:
             log.exception("driver %s failed on %s", self.name, type(effect).__name__)
+            self._abandon_lang(effect, error)
+
+    def _abandon_lang(self, effect: m.RaiseLang | m.DropLang, error: Exception) -> None:
+        try:
+            self._inner.carry_out(m.DropLang(effect.key, "driver failure"))
+            owed = isinstance(effect, m.DropLang)
+        except Exception:
+            log.exception("driver %s failed to end runtime %s", self.name, effect.key)
+            owed = False
+        if not owed:
             self.post(m.LangExited(effect.key, SandboxFailed(f"the runtime could not be driven: {error}")))
 
     def pids(self) -> dict[Node, int]:
@@ -89,8 +108,12 @@ class GuardedDriver:
         if isinstance(event, m.Exited):
             if self._alive.pop(event.sandbox_id, None) is None:
                 return
+            failure = self._failures.pop(event.sandbox_id, None)
+            if failure is not None:
+                event = m.Exited(event.sandbox_id, event.error or failure)
         elif isinstance(event, m.Raised | m.RunDone):
             if not self._alive.get(event.sandbox_id, False):
+                self._muted = isinstance(event, m.RunDone)  # its answers follow, and their callers were answered
                 return
         elif isinstance(event, m.LangExited):
             if event.key not in self._langs:
@@ -102,6 +125,9 @@ class GuardedDriver:
 
     def answer(self, requests: list[Request], answers: list[AnyAnswer], run_us: int) -> None:
         assert self._sink is not None
+        if self._muted:
+            self._muted = False
+            return
         self._sink.answer(requests, answers, run_us)
 
     def log(self, function: str, sandbox_id: int, chunk: bytes) -> None:

@@ -23,10 +23,10 @@ from rewarm.errors import InstanceDied, OutOfMemory, RewarmError, SandboxFailed,
 from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import SandboxState
+from rewarm.kernel import PACKET_BYTES_MAX, SINGLE_THREADED_ENV
 from rewarm.sandbox.box import Box
 from rewarm.sandbox.port import Node, Sink
 from rewarm.sandbox.reaper import Reaper
-from rewarm.worker.zygote import PACKET_BYTES_MAX, SINGLE_THREADED_ENV
 
 _SWEEP_AFTER_S = 0.5
 _CLOSE_TIMEOUT_S = 10.0
@@ -68,7 +68,7 @@ class ProcessDriver:
         self._run_dir.mkdir(parents=True, exist_ok=True)
 
     def carry_out(self, effect: m.Effect) -> None:
-        self._handlers[type(effect)](effect)  # type: ignore[index, operator]
+        self._handlers[type(effect)](effect)  # type: ignore[operator]
 
     def pids(self) -> dict[Node, int]:
         pids: dict[Node, int] = {box.id: box.pid for box in self._boxes.values() if box.pid is not None}
@@ -278,7 +278,11 @@ class ProcessDriver:
         self._maybe_zygote_gone(zygote)
 
     def _maybe_zygote_gone(self, zygote: _Zygote) -> None:
-        if self._zygotes.get(zygote.key) is not zygote or not zygote.eof or (zygote.pid is not None and not zygote.reaped):
+        if (
+            self._zygotes.get(zygote.key) is not zygote
+            or not zygote.eof
+            or (zygote.pid is not None and not zygote.reaped)
+        ):
             return
         del self._zygotes[zygote.key]
         zygote.control.close()
@@ -321,6 +325,8 @@ def _how(box: Box) -> RewarmError:
         number = os.WTERMSIG(box.status)
         if number == signal.SIGKILL:
             return OutOfMemory(f"an instance of {name!r} was killed (SIGKILL), most likely because memory ran out")
-        return InstanceDied(f"an instance of {name!r} crashed with {signal.Signals(number).name}; see: rewarm logs {name}")
+        return InstanceDied(
+            f"an instance of {name!r} crashed with {signal.Signals(number).name}; see: rewarm logs {name}"
+        )
     code = os.waitstatus_to_exitcode(box.status)
     return InstanceDied(f"user code of {name!r} ended its process with exit status {code}; see: rewarm logs {name}")

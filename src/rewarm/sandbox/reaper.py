@@ -13,7 +13,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 
-from rewarm.worker import kernel
+from rewarm import kernel
 
 _POLL_S = 0.05  # only for a child that could get no pidfd
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rewarm.facts.request import Request
-from rewarm.wire import Item
+from rewarm.wire import AnyItem
 
 if TYPE_CHECKING:
     from rewarm.serve.protocol import FrontDoor
@@ -20,7 +20,7 @@ class Call(Request):
     wall_s = 0.0
 
     def __init__(
-        self, function: str, arrived_s: float, deadline_s: float, payload: Item, connection: FrontDoor, close: bool
+        self, function: str, arrived_s: float, deadline_s: float, payload: AnyItem, connection: FrontDoor, close: bool
     ) -> None:
         self.function = function
         self.arrived_s = arrived_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import orjson
@@ -47,7 +47,7 @@ class Plan(NamedTuple):
 class Backend(Protocol):
     """The way into the core."""
 
-    revisions: Mapping[str, Revision]  # what is deployed, by name
+    revisions: dict[str, Revision]  # what is deployed, by name
     stats: dict[str, FunctionStats]
     logs: LogStore
 

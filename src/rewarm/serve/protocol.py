@@ -22,7 +22,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rewarm import wire
 from rewarm.errors import (
-    BadRequest, BodyTooLarge, HeadersTooLarge, NotFound, NotImplementedYet, RequestTimeout, RewarmError, Unavailable,
+    BadRequest,
+    BodyTooLarge,
+    HeadersTooLarge,
+    NotFound,
+    NotImplementedYet,
+    RequestTimeout,
+    RewarmError,
+    Unavailable,
 )  # fmt: skip
 from rewarm.serve import answers
 from rewarm.serve.call import Call
@@ -166,10 +173,10 @@ class FrontDoor(HttpToolsProtocol):
         if target is None:
             self._to_application()
             return
+        self._target = target
         if self.cycle is not None and not self.cycle.response_complete:
             self._end(BadRequest("do not pipeline an invocation behind another kind of request"))
             return
-        self._target = target
         self._chunks = []
         self._body_bytes = 0
         found = self._found = {name: value for name, value in self.headers if name in _INTERESTING}
@@ -182,6 +189,7 @@ class FrontDoor(HttpToolsProtocol):
     def _to_application(self) -> None:
         """Not an invocation: have uvicorn build its scope and run the ASGI application."""
         if self._active is not None:
+            self._phase = HEAD  # this request is not the application's
             self._end(BadRequest("do not pipeline another kind of request behind an invocation"))
             return
         url, headers = self.url, self.headers
@@ -309,7 +317,7 @@ class FrontDoor(HttpToolsProtocol):
             self._active = call
             self.finish(call, answer)
         else:
-            call.payload = answer  # type: ignore[assignment]  # bytes instead of an Item: already answered
+            call.payload = answer  # bytes instead of an Item: already answered
             self._queue(call)
 
     def _queue(self, call: Call) -> None:

@@ -13,7 +13,6 @@ from rewarm.errors import BY_CODE
 from rewarm.worker.user import one_line
 
 
-
 class Outcome(NamedTuple):
     """What became of one batch: an answer each, or (`answers` None) only bodies, all of them 200 and of one form."""
 

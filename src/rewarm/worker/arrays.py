@@ -105,7 +105,7 @@ class ArrayEngine:
         if text is None:
             return None
         try:
-            flat = np.frombuffer(self._parser.parse(text).as_buffer(of_type="d"), np.float64)
+            flat = _numbers(self._parser, text, "d")
             return flat.reshape(len(bodies), spec.size).astype(spec.dtype)
         except (TypeError, ValueError, RuntimeError):
             self._parser = simdjson.Parser()
@@ -113,7 +113,8 @@ class ArrayEngine:
 
     def _run_fast(self, items: list[wire.Item], results: list[wire.Answer | None]) -> int:
         spec = self._inputs[0]
-        batch = np.empty((len(items), spec.size), spec.dtype)  # type: ignore[arg-type]
+        assert spec.size is not None
+        batch: Array = np.empty((len(items), spec.size), spec.dtype)
         places: list[int] = []
         for place, item in enumerate(items):
             try:
@@ -149,8 +150,7 @@ class ArrayEngine:
         if self._flat_rows and head[:1] == b"[" and head[1:] not in b"[ \n\t\r":
             buffer_type = _BUFFER_TYPE[batch.dtype.kind]
             try:
-                array = self._parser.parse(body).as_buffer(of_type=buffer_type)
-                row = np.frombuffer(array, _BUFFER_DTYPE[buffer_type])
+                row: Array | None = _numbers(self._parser, body, buffer_type)
             except (TypeError, ValueError, RuntimeError):
                 row = None  # not a flat list of such numbers: let the careful path say what it is
                 self._parser = simdjson.Parser()
@@ -245,7 +245,9 @@ class ArrayEngine:
             array = outputs[name]
             datatype = "BYTES" if array.dtype.kind in "OUS" else DTYPES.get(array.dtype.name)
             if datatype is None:
-                return answers.fault("function_error", f"output {name!r} has dtype {array.dtype}, which v2 cannot carry")
+                return answers.fault(
+                    "function_error", f"output {name!r} has dtype {array.dtype}, which v2 cannot carry"
+                )
             entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
             if wanted.outputs.get(name, wanted.binary_default):
                 chunk = _binary(array)
@@ -265,6 +267,11 @@ class ArrayEngine:
 
 def _outcome(run_us: int, results: list[wire.Answer | None]) -> answers.Outcome:
     return answers.Outcome(run_us, [r if r is not None else answers.fault("internal", "no answer") for r in results])
+
+
+def _numbers(parser: Any, text: Any, buffer_type: str) -> Array:
+    """The numbers of a JSON list, nested or flat. Raises TypeError, ValueError or RuntimeError if it is not one."""
+    return np.frombuffer(parser.parse(text).as_buffer(of_type=buffer_type), _BUFFER_DTYPE[buffer_type])
 
 
 def joint_text(bodies: list[bytes], size: int) -> bytes | None:
@@ -321,5 +328,3 @@ def _binary(array: Array) -> bytes:
         text = value if isinstance(value, bytes) else str(value).encode()
         chunks.append(len(text).to_bytes(4, "little") + text)
     return b"".join(chunks)
-
-

@@ -41,9 +41,7 @@ class HandlerEngine:
                 continue
             meta = orjson.loads(item.meta) if item.kind == wire.KIND_LAMBDA and item.meta else {}
             events.append(event)
-            contexts.append(
-                Context(self._spec.name, self._version, self._spec.memory_bytes, limit_ms / 1e3, meta)
-            )
+            contexts.append(Context(self._spec.name, self._version, self._spec.memory_bytes, limit_ms / 1e3, meta))
             places.append(place)
         since_ns = time.perf_counter_ns()
         if self._spec.batched:
@@ -52,7 +50,9 @@ class HandlerEngine:
             for event, context, place in zip(events, contexts, places, strict=True):
                 results[place] = self._run_one(items[place].kind, event, context)
         run_us = (time.perf_counter_ns() - since_ns) // 1000
-        return answers.Outcome(run_us, [r if r is not None else answers.fault("internal", "no answer") for r in results])
+        return answers.Outcome(
+            run_us, [r if r is not None else answers.fault("internal", "no answer") for r in results]
+        )
 
     def run_bodies(self, kind: int, bodies: list[bytes], limit_ms: int) -> answers.Outcome:
         """Handlers have no shortcut: an event is decoded by itself in any case."""

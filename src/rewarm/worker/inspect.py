@@ -72,7 +72,9 @@ def _decorated(file: Path, select: str | None, folder: str) -> list[FunctionSpec
     if select is not None:
         chosen = [spec for name, spec in found.items() if select in (name, spec.name)]
         if not chosen:
-            raise UserError(f"{file.name} has no function {select!r}; it has {sorted(found)}", "NameError", "bad_definition")
+            raise UserError(
+                f"{file.name} has no function {select!r}; it has {sorted(found)}", "NameError", "bad_definition"
+            )
         return chosen[:1]
     if not found:
         text = f"{file.name} has no function: mark one with @rewarm.function, or name a handler with --handler"

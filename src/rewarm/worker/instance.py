@@ -14,14 +14,12 @@ import random
 import resource
 import socket
 import sys
-import time
 import traceback
 from typing import Any, Protocol
 
 import orjson
 
-from rewarm import wire
-from rewarm.worker import kernel
+from rewarm import kernel, wire
 from rewarm.worker.answers import Outcome
 from rewarm.worker.user import UserError, load_user, one_line
 

@@ -65,7 +65,7 @@ def _row(spec: Input, value: Any) -> Array:
             row = np.asarray(value)
         except ValueError:
             raise BadTensor(f"input {spec.name!r} is ragged: nested lists must have equal lengths") from None
-        if row.dtype == object:
+        if row.dtype.kind == "O":
             raise BadTensor(f"input {spec.name!r} is not an array of numbers or of strings")
         return row
     return _fit(spec, _convert(value, spec.dtype, spec.name), spec.tensor.shape)
@@ -74,12 +74,12 @@ def _row(spec: Input, value: Any) -> Array:
 def _convert(value: Any, dtype: np.dtype[Any], name: str) -> Array:
     """Nested lists to an array of `dtype`; integers must be whole and in range, nothing is silently cut."""
     try:
-        if dtype == object:
+        if dtype.kind == "O":
             return np.asarray(value, dtype=object)
         raw = np.asarray(value)
         if raw.size == 0:
             return raw.astype(dtype)
-        if raw.dtype.kind not in "biuf" or (raw.dtype == bool) != (dtype == bool):
+        if raw.dtype.kind not in "biuf" or (raw.dtype.kind == "b") != (dtype.kind == "b"):
             raise BadTensor(f"input {name!r} holds {raw.dtype.name} values where {dtype.name} is wanted")
         if dtype.kind in "iu" and raw.dtype.kind in "iuf":
             if raw.dtype.kind == "f" and not np.all(np.mod(raw, 1) == 0):
@@ -107,7 +107,7 @@ def _fit(spec: Input, row: Array, shape: tuple[int, ...]) -> Array:
 
 def row_from_raw(body: Any, inputs: list[Input]) -> dict[str, Array]:
     """One row from an octet-stream body: the declared dtype, little-endian, row-major."""
-    if len(inputs) != 1 or inputs[0].dtype is None or inputs[0].dtype == object or inputs[0].tensor is None:
+    if len(inputs) != 1 or inputs[0].dtype is None or inputs[0].dtype.kind == "O" or inputs[0].tensor is None:
         raise BadTensor("raw bytes need a function with one input whose dtype and shape are declared (inputs=…)")
     spec = inputs[0]
     shape, dtype = spec.tensor.shape, spec.dtype  # type: ignore[union-attr]
@@ -132,7 +132,9 @@ def rows_from_v2(body: memoryview, meta: bytes, inputs: list[Input]) -> tuple[di
     head_bytes = len(body)
     if meta:
         if not meta.isdigit() or not 0 < int(meta) <= len(body):
-            raise BadRequest(f"Inference-Header-Content-Length {meta.decode('latin-1')!r} does not fit the body of {len(body)} bytes")
+            raise BadRequest(
+                f"Inference-Header-Content-Length {meta.decode('latin-1')!r} does not fit the body of {len(body)} bytes"
+            )
         head_bytes = int(meta)
     try:
         head = orjson.loads(body[:head_bytes])
@@ -174,7 +176,9 @@ def _tensor(tensor: Any, by_name: dict[str, Input], rest: memoryview) -> tuple[I
         raise BadTensor(f"input {name!r} is {spec.tensor.datatype}, not {datatype}")
     shape = tensor.get("shape")
     if not isinstance(shape, list) or not shape or not all(type(n) is int and n >= 0 for n in shape):
-        raise BadTensor(f"input {name!r}: the shape must be a list of whole numbers that begins with the rows, not {shape!r}")
+        raise BadTensor(
+            f"input {name!r}: the shape must be a list of whole numbers that begins with the rows, not {shape!r}"
+        )
     if shape[0] == 0:
         raise BadTensor(f"input {name!r} has no rows")
     want = spec.tensor.shape if spec.tensor is not None else None
@@ -199,10 +203,12 @@ def _tensor(tensor: Any, by_name: dict[str, Input], rest: memoryview) -> tuple[I
 
 def _binary(chunk: memoryview, dtype: np.dtype[Any], shape: list[int], name: str) -> Array:
     count = math.prod(shape)
-    if dtype == object:
+    if dtype.kind == "O":
         return _strings(chunk, count, name).reshape(shape)
     if len(chunk) != count * dtype.itemsize:
-        raise BadTensor(f"input {name!r}: shape {shape} is {count * dtype.itemsize} bytes, binary_data_size says {len(chunk)}")
+        raise BadTensor(
+            f"input {name!r}: shape {shape} is {count * dtype.itemsize} bytes, binary_data_size says {len(chunk)}"
+        )
     return np.frombuffer(chunk, dtype=dtype).reshape(shape)
 
 

@@ -26,19 +26,7 @@ import socket
 import sys
 import time
 
-from rewarm.worker import kernel
-
-#: Libraries read these when they are imported; more than one thread in a zygote would make it unable to fork.
-#: onnxruntime ≥ 1.29 starts a telemetry thread (and a network connection) on import unless told not to.
-SINGLE_THREADED_ENV = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "GOTO_NUM_THREADS": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-PACKET_BYTES_MAX = 1 << 16
+from rewarm import kernel
 
 
 def main(argv: list[str]) -> None:
@@ -61,7 +49,7 @@ def _serve(control: socket.socket, server_pid: int, packages: list[str], since_s
     gc.freeze()  # the collector would otherwise write to, and so copy, every shared page
     _send(control, {"op": "alive", "pid": os.getpid(), "seconds": time.monotonic() - since_s})
     while True:
-        packet, descriptors, _, _ = socket.recv_fds(control, PACKET_BYTES_MAX, 2)
+        packet, descriptors, _, _ = socket.recv_fds(control, kernel.PACKET_BYTES_MAX, 2)
         if not packet:
             os._exit(0)
         order = json.loads(packet)
@@ -109,7 +97,7 @@ def _fork(order: dict[str, object], descriptors: list[int], control: socket.sock
 
 def _send(control: socket.socket, packet: dict[str, object]) -> None:
     try:
-        control.send(json.dumps(packet).encode()[:PACKET_BYTES_MAX])
+        control.send(json.dumps(packet).encode()[: kernel.PACKET_BYTES_MAX])
     except OSError:
         os._exit(0)  # the server is gone
 

@@ -92,7 +92,6 @@ def test_dimensions_are_positive_or_any(shape: tuple[int, ...]) -> None:
         Tensor("float32", shape)
 
 
-@pytest.mark.xfail(reason="int() accepts fractions and digits of a string, and overflows on infinity")
 @pytest.mark.parametrize("shape", ["784", [1.5], [math.inf]])
 def test_a_shape_is_not_guessed(shape: Any) -> None:
     with pytest.raises(BadDefinition):
@@ -248,7 +247,7 @@ def test_json_with_a_field_missing(missing: str) -> None:
     ],
 )
 def test_json_of_a_wrong_kind(change: dict[str, Any]) -> None:
-    with pytest.raises(BadDefinition, match="not a function specification"):
+    with pytest.raises(BadDefinition, match=r"not a function specification|must be"):
         FunctionSpec.from_json({**spec().to_json(), **change})
 
 
@@ -257,7 +256,6 @@ def test_json_with_a_bad_value_says_which() -> None:
         FunctionSpec.from_json({**spec().to_json(), "inputs": [{"name": "x", "dtype": "float99", "shape": []}]})
 
 
-@pytest.mark.xfail(reason="not checked yet: no timeout, a fraction of an instance, truth for a number, half an entry")
 @pytest.mark.parametrize(
     "change",
     [{"timeout_s": None}, {"max_instances": 1.5}, {"queue_max": True}, {"entry": ":"}, {"preload": ["no such-name"]}],

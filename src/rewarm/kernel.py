@@ -1,4 +1,4 @@
-"""The few Linux calls that Python does not wrap: parent-death signal, child subreaper, closing all descriptors."""
+"""What processes that fork need of Linux: parent-death signal, child subreaper, closing descriptors, one thread."""
 
 from __future__ import annotations
 
@@ -6,6 +6,19 @@ import ctypes
 import os
 import signal
 import time
+
+#: Libraries read these when they are imported; more than one thread in a zygote would make it unable to fork.
+#: onnxruntime ≥ 1.29 starts a telemetry thread (and a network connection) on import unless told not to.
+SINGLE_THREADED_ENV = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "GOTO_NUM_THREADS": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+#: Largest packet on the control socket of a zygote.
+PACKET_BYTES_MAX = 1 << 16
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

@@ -1,0 +1,88 @@
+"""Every driver we ship keeps to the sandbox port."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from rewarm.errors import StartFailed
+from rewarm.facts.function import FunctionSpec, Revision
+from rewarm.sandbox.process import ProcessDriver
+from rewarm.testing import FakeDriver, Seconds, check_sandbox_driver, held_by_process
+from rewarm.testing.sandboxes import PROBE, SANDBOX_CHECKS, behave
+
+SPEC = FunctionSpec("probe", "handler", "probe:main", timeout_s=30.0)
+QUICK = Seconds(
+    bare=0.001, zygote=0.01, zygote_fork=0.005, fork=0.002, user=0.005, ready=0.001, run=0.005, row=0.0, exit=0.002
+)  # fmt: skip
+AT_ONCE = Seconds(bare=0.0, zygote=0.0, zygote_fork=0.0, fork=0.0, user=0.0, ready=0.0, run=0.0, row=0.0, exit=0.0)
+
+
+def folder(path: Path, text: str, version: int) -> Revision:
+    path.mkdir()
+    (path / "probe.py").write_text(text)
+    return Revision(SPEC, f"{version:064}", version, str(path))
+
+
+@pytest.mark.parametrize("name", SANDBOX_CHECKS)
+async def test_process_driver(name: str, tmp_path: Path) -> None:
+    revision = folder(tmp_path / "good", PROBE, 1)
+    broken = folder(tmp_path / "bad", "import nonsense_that_is_not_there", 2)
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    await check_sandbox_driver(
+        lambda: ProcessDriver(run_dir), revision, broken, only=name, held=lambda: held_by_process(run_dir)
+    )
+
+
+@pytest.mark.parametrize("seconds", [QUICK, AT_ONCE], ids=["quick", "at once"])
+@pytest.mark.parametrize("name", SANDBOX_CHECKS)
+async def test_fake_driver(name: str, seconds: Seconds) -> None:
+    revision, broken = Revision(SPEC, "1", 1, "good"), Revision(SPEC, "2", 2, "bad")
+    if seconds is AT_ONCE and name == "destroy_ends_every_step":
+        pytest.skip("its steps are over before anything can come between")
+
+    def make() -> FakeDriver:
+        loop = asyncio.get_running_loop()
+        return FakeDriver(
+            loop.call_later, seconds, behave,
+            starts=lambda revision: StartFailed("does not import") if revision.version == 2 else None,
+        )  # fmt: skip
+
+    await check_sandbox_driver(make, revision, broken, only=name)
+
+
+async def test_all_at_once() -> None:
+    """`check_sandbox_driver` without a name takes a driver through everything."""
+
+    def make() -> FakeDriver:
+        loop = asyncio.get_running_loop()
+        return FakeDriver(
+            loop.call_later, QUICK, behave,
+            starts=lambda revision: StartFailed("does not import") if revision.version == 2 else None,
+        )  # fmt: skip
+
+    await check_sandbox_driver(make, Revision(SPEC, "1", 1, "good"), Revision(SPEC, "2", 2, "bad"))
+
+
+async def test_the_suite_notices() -> None:
+    """A driver that answers in the wrong order, to see that the suite is not blind."""
+
+    class Backwards(FakeDriver):
+        def attach(self, sink: object) -> None:
+            class Turned:
+                post = sink.post  # type: ignore[attr-defined]
+                log = sink.log  # type: ignore[attr-defined]
+
+                def answer(self, requests: list, answers: list, run_us: int) -> None:
+                    sink.answer(requests[::-1], answers[::-1], run_us)  # type: ignore[attr-defined]
+
+            super().attach(Turned())
+
+    with pytest.raises(AssertionError, match="another order"):
+        await check_sandbox_driver(
+            lambda: Backwards(asyncio.get_running_loop().call_later, QUICK, behave),
+            Revision(SPEC, "1", 1, "good"), Revision(SPEC, "2", 2, "bad"), only="runs_are_answered_in_order",
+        )  # fmt: skip
