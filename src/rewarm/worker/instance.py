@@ -81,9 +81,9 @@ def _settle(data_fd: int, log_fd: int, order: dict[str, Any]) -> socket.socket:
     os.chdir(scratch)
     os.environ["TMPDIR"] = os.environ["HOME"] = scratch
     random.seed()  # forks of one zygote would otherwise share their random numbers
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(int.from_bytes(os.urandom(4), "little"))
+    numpy_random = sys.modules.get("numpy.random")  # numpy 2 loads it on first use, and seeds it then
+    if numpy_random is not None:
+        numpy_random.seed(int.from_bytes(os.urandom(4), "little"))
     return socket.socket(fileno=_DATA_FD)
 
 

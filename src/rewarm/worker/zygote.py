@@ -63,7 +63,9 @@ def _serve(control: socket.socket, server_pid: int, packages: list[str], since_s
 
 
 def _preload(packages: list[str]) -> None:
-    from rewarm.worker import instance  # noqa: F401 - what every instance needs, imported once for all
+    # What every instance needs, imported once for all; the registry checks the policies of a decorator.
+    from rewarm.policy import registry  # noqa: F401
+    from rewarm.worker import handlers, instance, weights  # noqa: F401
 
     for package in packages:
         importlib.import_module(package)
