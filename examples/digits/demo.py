@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import signal
 import statistics
 import subprocess
@@ -240,9 +241,12 @@ def main() -> int:
     pace = QUICK if arguments.quick else Pace()
     console = Console(highlight=False)
     signal.signal(signal.SIGTERM, _stop)
+    gc.collect()
+    gc.freeze()  # else one collection over all of matplotlib stops this client for 0.1 s, and looks like a slow server
     since_s = time.monotonic()
     keepalive = f"fixed:user_s={pace.user_s:g},lang_s={pace.lang_s:g}"
     try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
         console.print(f"[bold]$ rewarm serve --keepalive {keepalive}[/]", highlight=False)
         with local_server(["--keepalive", keepalive]) as url:
             Demo(url, pace, console).play(arguments.out)

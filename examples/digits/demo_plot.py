@@ -56,7 +56,6 @@ def draw(run: Run, path: Path) -> None:
         _batches(figure.add_subplot(grid[1, 1]), run)
         figure.suptitle("rewarm: from zero and back to zero", x=0.012, ha="left", fontsize=15, fontweight="bold")
         figure.text(0.988, 0.985, run.summary, ha="right", va="top", fontsize=11)
-        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 

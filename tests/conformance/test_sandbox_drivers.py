@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 from pathlib import Path
 
 import pytest
 
-from rewarm.errors import StartFailed
-from rewarm.facts.function import FunctionSpec, Revision
+from rewarm.errors import SandboxFailed, StartFailed
+from rewarm.facts import messages as m
+from rewarm.facts.function import FunctionSpec, LangKey, Revision
 from rewarm.sandbox.process import ProcessDriver
 from rewarm.testing import FakeDriver, Seconds, check_sandbox_driver, held_by_process
 from rewarm.testing.sandboxes import PROBE, SANDBOX_CHECKS, behave
+from rewarm.testing.stage import Stage
 
 SPEC = FunctionSpec("probe", "handler", "probe:main", timeout_s=30.0)
 QUICK = Seconds(
@@ -52,6 +56,59 @@ async def test_fake_driver(name: str, seconds: Seconds) -> None:
         )  # fmt: skip
 
     await check_sandbox_driver(make, revision, broken, only=name)
+
+
+@pytest.mark.parametrize("parent", [False, True], ids=["from nothing", "forked"])
+async def test_a_runtime_whose_packages_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent: bool) -> None:
+    """It can be dropped while it imports, whether or not it was forked from another."""
+    (tmp_path / "hangs_at_import.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    run_dir = tmp_path / "run"
+    before = held_by_process(run_dir)
+    stage = Stage(ProcessDriver(run_dir), Revision(SPEC, "1", 1, ""), Revision(SPEC, "2", 2, ""))
+    ancestor = await stage.zygote() if parent else None
+    key = LangKey(("hangs_at_import",))
+    stage.driver.carry_out(m.RaiseLang(key, ancestor))
+    await asyncio.sleep(0.3)
+    assert stage.sink.of(key) == []
+    stage.driver.carry_out(m.DropLang(key, "start timeout"))
+    assert (await stage.heard(m.LangExited, key)).error is None
+    await stage.driver.close()
+    assert not held_by_process(run_dir) - before
+
+
+async def test_a_runtime_whose_packages_are_missing(tmp_path: Path) -> None:
+    stage = Stage(ProcessDriver(tmp_path / "run"), Revision(SPEC, "1", 1, ""), Revision(SPEC, "2", 2, ""))
+    for ancestor in (None, await stage.zygote()):
+        key = LangKey(("nonsense_that_is_not_there", "a" if ancestor else "b"))
+        stage.driver.carry_out(m.RaiseLang(key, ancestor))
+        error = (await stage.heard(m.LangExited, key)).error
+        assert isinstance(error, StartFailed)
+        assert "No module named" in error.message
+    await stage.driver.close()
+
+
+async def test_no_descriptors_left(tmp_path: Path) -> None:
+    """A start that the machine refuses fails like any other and leaves nothing."""
+    run_dir = tmp_path / "run"
+    stage = Stage(ProcessDriver(run_dir), Revision(SPEC, "1", 1, ""), Revision(SPEC, "2", 2, ""))
+    before = held_by_process(run_dir)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    for spare in range(4):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + spare, hard))
+        try:
+            stage.driver.carry_out(m.RaiseBare(spare, SPEC))
+            stage.driver.carry_out(m.RaiseLang(LangKey((f"x{spare}",)), None)) if spare < 2 else None
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        (end,) = stage.sink.of(spare)
+        assert isinstance(end, m.Exited) and isinstance(end.error, SandboxFailed)
+        assert held_by_process(run_dir) == before
+    ends = [event for event in stage.sink.events if isinstance(event, m.LangExited)]
+    assert [type(end.error) for end in ends] == [SandboxFailed, SandboxFailed]
+    await stage.driver.close()
 
 
 async def test_all_at_once() -> None:

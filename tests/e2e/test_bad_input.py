@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -513,6 +514,44 @@ def test_mixed_kinds_in_one_piece_are_refused_in_order(deployed: Any) -> None:
             raw.send(b"".join(parts))
             assert [raw.reply().json() for _ in range(2)] == [first, first]
             assert "pipeline" in raw.reply().refused(400, "bad_request") and raw.closed()
+
+
+def some_request(random: Random, number: int) -> tuple[bytes, int, bytes | None, bool]:
+    """(bytes, status, body, whether it is an invocation)"""
+    body, echoed = b'{"n": %d}' % number, b'{"n":%d}' % number
+    chunked = b"POST /invoke/bad-echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    aws = b"/2015-03-31/functions/bad-echo/invocations"
+    return random.choice([
+        (post(body), 200, echoed, True), (post(body), 200, echoed, True), (post(body, path=aws), 200, echoed, True),
+        (chunked + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body), 200, echoed, True),
+        (post(body, path=b"/invoke/nothing"), 404, None, True), (post(b"{" * 8), 400, None, True),
+        (b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n", 200, b'{"live":true}', False),
+        (post(post(body)).replace(b"POST", b"PUT", 1), 405, None, False),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_mixture_cut_anywhere_is_answered_in_order(deployed: Any, seed: int) -> None:
+    """Kinds that meet in one piece may be refused, after everything before them was answered."""
+    random = Random(seed)
+    for _ in range(60):
+        requests = [some_request(random, random.randrange(100, 999)) for _ in range(random.randrange(1, 12))]
+        mixed = len({invocation for *_, invocation in requests}) == 2
+        data = b"".join(request for request, *_ in requests)
+        longest = random.choice([20, 200, len(data)])
+        with deployed.raw() as raw:
+            while data:
+                cut = random.randint(1, longest)
+                try:
+                    raw.send(data[:cut])
+                except OSError:
+                    break  # refused already
+                data = data[cut:]
+            for _, status, body, _ in requests:
+                reply = raw.reply()
+                if mixed and reply.status == 400 and b"pipeline" in reply.body:
+                    break
+                assert reply.status == status and body in (None, reply.body), reply
 
 
 def test_a_flood_of_pipelined_requests_is_bounded(deployed: Any) -> None:

@@ -48,6 +48,7 @@ class Executor:
         self._inbox: deque[m.Event] = deque()
         self._handling = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_heap = node.timers.heap
         self._timer_at_s = float("inf")
         self._quiet_waiters: list[asyncio.Event] = []
 
@@ -74,9 +75,9 @@ class Executor:
                     self._handle(self._inbox.popleft())
             finally:
                 self._handling = False
-        next_s = self.node.timers.next_s()
-        if next_s is not None and next_s < self._timer_at_s:
-            self._arm(next_s)
+        heap = self._timer_heap
+        if heap and heap[0][0] < self._timer_at_s:
+            self._arm(heap[0][0])
 
     def post(self, event: m.Event) -> None:
         """Give the core one event and carry out what it decides."""

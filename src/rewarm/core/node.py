@@ -28,8 +28,6 @@ from rewarm.policy.keepalive.base import KeepalivePolicy
 
 State = SandboxState
 
-_ROUNDING_S = 1e-6  # a moment this near has come: a sum of floats on a clock of weeks is no finer
-
 
 class Node:
     """One machine's worth of functions, queues and sandboxes."""
@@ -82,12 +80,12 @@ class Node:
             out.append(m.Reject(request, error))
             return
         queue = fn.queue
-        spec = fn.revision.spec
-        if len(queue) >= spec.queue_max:
+        if len(queue) >= fn.queue_max:
             out.append(m.Reject(request, refusals.full(fn)))
             return
         queue.append(request)
-        fn.batching.on_arrival(now)
+        if fn.batching_watches:
+            fn.batching.on_arrival(now)
         if fn.watches:
             prewarm = fn.keepalive.on_arrival(fn.name, fn.key, now)
             if prewarm is not None:
@@ -96,7 +94,7 @@ class Node:
             self.timers.arm(fn, request.deadline_s)
         if fn.idle:
             self._pump(fn, now, out)
-        elif now >= fn.scale_at_s and len(fn.sandboxes) < spec.max_instances:
+        elif (now >= fn.scale_at_s or not fn.sandboxes) and len(fn.sandboxes) < fn.revision.spec.max_instances:
             self._scale(fn, now, out)
 
     def _cancelled(self, event: m.Cancelled, now: float, out: list[Effect]) -> None:
@@ -227,10 +225,7 @@ class Node:
         if event.state is State.USER:
             fn.user_s.add(event.seconds)
         if self.pool.raised(sandbox, event.state, now, out):
-            fn.idle.append(sandbox)
-            if fn.removed or sandbox.revision is not fn.revision:
-                self.pool.destroy(sandbox, "outdated", out)
-                return
+            fn.idle.append(sandbox)  # of the current revision: those that rose for an older one were told to end
             self._pump(fn, now, out)
             if sandbox.state is State.READY:
                 self.pool.became_idle(sandbox, now, out)
@@ -290,7 +285,7 @@ class Node:
         fresh = FunctionState(revision, batching, keepalive)
         fresh.sandboxes, fresh.queue = fn.sandboxes, fn.queue
         fn.revision, fn.key, fn.batching, fn.keepalive = revision, fresh.key, batching, keepalive
-        fn.watches = fresh.watches
+        fn.watches, fn.batching_watches, fn.queue_max = fresh.watches, fresh.batching_watches, fresh.queue_max
         fn.start_s, fn.user_s, fn.resident, fn.last_error = fresh.start_s, fresh.user_s, fresh.resident, None
         for sandbox in list(fn.sandboxes.values()):
             if sandbox.state is not State.BUSY:
@@ -340,7 +335,8 @@ class Node:
                 self._wake_sandbox(sleeper, now, out)
             elif isinstance(sleeper, FunctionState):
                 self._wake_function(sleeper, now, out)
-            elif isinstance(sleeper, LangLayer):
+            else:
+                assert isinstance(sleeper, LangLayer)
                 self.pool.wake_lang(sleeper, now, out)
 
     def _wake_function(self, fn: FunctionState, now: float, out: list[Effect]) -> None:

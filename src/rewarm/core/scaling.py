@@ -11,6 +11,8 @@ import math
 from rewarm.core.state import FunctionState
 from rewarm.core.timers import Timers
 
+_ROUNDING_S = 1e-6  # a moment this near has come: a sum of floats on a clock of weeks is no finer
+
 
 def wants_one(fn: FunctionState, timers: Timers, now: float) -> bool:
     """For a function with a queue and no idle instance. May arm the function's timer to be asked again."""
@@ -28,7 +30,7 @@ def wants_one(fn: FunctionState, timers: Timers, now: float) -> bool:
     if fn.rising:
         return False
     waited_s = now - fn.queue[0].arrived_s
-    if waited_s >= start_s:
+    if waited_s >= start_s - _ROUNDING_S:
         return True
     timers.arm(fn, now + start_s - waited_s)
     return False

@@ -34,9 +34,9 @@ class FunctionState:
     """One deployed function: its queue, its policies and its sandboxes."""
 
     __slots__ = (
-        "batching", "flushing", "idle", "keepalive", "key", "last_error", "name", "prewarm_at_s", "queue", "removed",
-        "resident", "revision", "rising", "sandboxes", "scale_at_s", "start_s", "starved", "timer_at_s", "user_s",
-        "wake_s", "watches",
+        "batching", "batching_watches", "flushing", "idle", "keepalive", "key", "last_error", "name",
+        "prewarm_at_s", "queue", "queue_max", "removed", "resident", "revision", "rising", "sandboxes", "scale_at_s",
+        "start_s", "starved", "timer_at_s", "user_s", "wake_s", "watches",
     )  # fmt: skip
 
     def __init__(self, revision: Revision, batching: BatchingPolicy, keepalive: KeepalivePolicy) -> None:
@@ -58,6 +58,8 @@ class FunctionState:
         self.last_error: RewarmError | None = None
         # A policy that ignores arrivals says so with a class attribute, which saves a call per request.
         self.watches = getattr(keepalive, "watches_arrivals", True)
+        self.batching_watches = getattr(batching, "watches_arrivals", True)
+        self.queue_max = revision.spec.queue_max
         self.scale_at_s = -INF  # arrivals do not ask for more instances before this
         self.timer_at_s = INF
         self.wake_s = INF  # when the batching policy wants to be asked again

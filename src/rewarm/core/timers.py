@@ -18,10 +18,10 @@ class Sleeper(Protocol):
 
 
 class Timers:
-    __slots__ = ("_heap", "_sequence")
+    __slots__ = ("_sequence", "heap")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Sleeper]] = []
+        self.heap: list[tuple[float, int, Sleeper]] = []  # a heapq; to be read, not changed, from outside
         self._sequence = 0
 
     def arm(self, sleeper: Sleeper, at_s: float) -> None:
@@ -29,20 +29,20 @@ class Timers:
         if at_s < sleeper.timer_at_s:
             sleeper.timer_at_s = at_s
             self._sequence += 1
-            heapq.heappush(self._heap, (at_s, self._sequence, sleeper))
+            heapq.heappush(self.heap, (at_s, self._sequence, sleeper))
 
     def next_s(self) -> float | None:
         """The earliest moment, or None."""
-        return self._heap[0][0] if self._heap else None
+        return self.heap[0][0] if self.heap else None
 
     def pop_due(self, now: float) -> Sleeper | None:
         """The next sleeper whose moment has come (its `timer_at_s` reset), or None."""
-        while self._heap and self._heap[0][0] <= now:
-            at_s, _, sleeper = heapq.heappop(self._heap)
+        while self.heap and self.heap[0][0] <= now:
+            at_s, _, sleeper = heapq.heappop(self.heap)
             if at_s == sleeper.timer_at_s:  # else: an outgrown entry, an earlier one was served already
                 sleeper.timer_at_s = float("inf")
                 return sleeper
         return None
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self.heap)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rewarm import wire
+from rewarm.errors import RewarmError
 from rewarm.facts.function import FunctionSpec
 from rewarm.facts.request import Request
 
@@ -38,7 +39,9 @@ class Box:
         self.status: int | None = None  # wait status once it has ended
         self.since_s = 0.0  # when the present step began
         self.destroyed = False
-        self.failure: dict[str, str] | None = None  # what FAILED said
+        self.loading = False  # LOAD was sent and has not been answered
+        self.failure: RewarmError | None = None  # what FAILED said
+        self.fault: str | None = None  # why we had to stop it
         self.batch: list[Request] | None = None
         self.sequence = 0
         self.eof = False
@@ -49,9 +52,18 @@ class Box:
         self._log_read = 0
         self._log_open = False
         scratch.mkdir(mode=0o700)
-        self.channel, self.far_channel = socket.socketpair()
+        try:
+            self.log_fd, self.far_log_fd = os.pipe2(os.O_CLOEXEC)
+            try:
+                self.channel, self.far_channel = socket.socketpair()
+            except OSError:
+                os.close(self.log_fd)
+                os.close(self.far_log_fd)
+                raise
+        except OSError:
+            scratch.rmdir()
+            raise
         self.channel.setblocking(False)
-        self.log_fd, self.far_log_fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.log_fd, False)
 
     # ------------------------------------------------------------ frames
@@ -86,7 +98,7 @@ class Box:
         try:
             frames = self._reader.feed(chunk)
         except wire.WireError:
-            self.kill()  # it wrote where it must not: end it, as a crash
+            self.stop("its code wrote to the socket that belongs to the server")
             return
         if frames:
             self._on_frames(self, frames)
@@ -97,7 +109,8 @@ class Box:
         self.eof = True
         self._loop.remove_reader(self.channel.fileno())
         if self.status is None and self.pid is not None:
-            self._loop.call_later(_EOF_GRACE_S, self.kill)  # it closed its socket and lives on: not for long
+            # It closed its socket and lives on: not for long.
+            self._loop.call_later(_EOF_GRACE_S, self.stop, "it closed its connection to the server and lived on")
         self._on_end(self)
 
     def ended(self, status: int) -> None:
@@ -186,6 +199,11 @@ class Box:
         self._loop.remove_reader(self.log_fd)
 
     # ------------------------------------------------------------ the end
+
+    def stop(self, fault: str) -> None:
+        """End it for what it did."""
+        self.fault = self.fault or fault
+        self.kill()
 
     def kill(self) -> None:
         """SIGKILL to its process group, if it has a process that has not been reaped."""

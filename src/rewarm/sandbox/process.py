@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ from rewarm.sandbox.reaper import Reaper
 
 _SWEEP_AFTER_S = 0.5
 _CLOSE_TIMEOUT_S = 10.0
+_INTRUDED = "its code wrote to the socket that belongs to the server"
 
 
 class _Zygote:
@@ -113,6 +115,7 @@ class ProcessDriver:
     def _load_user(self, effect: m.LoadUser) -> None:
         box = self._boxes[effect.sandbox_id]
         box.since_s = self._clock()
+        box.loading = True
         revision = effect.revision
         order = {
             "spec": revision.spec.to_json(), "code_dir": revision.code_dir, "weights_path": revision.weights_path,
@@ -150,30 +153,44 @@ class ProcessDriver:
             _, frame_type, flag, count, number, sequence = wire.HEAD.unpack_from(frame)
             if frame_type == wire.REPLY:
                 self._reply(box, frame, (flag, count), number, sequence)
-            elif frame_type == wire.HELLO:
+            elif frame_type == wire.HELLO and box.pid is None:
                 box.pid = number
                 self._reaper.watch(number, box.ended)
                 if box.destroyed:
                     box.kill()
                 else:
                     self._sink.post(m.Raised(box.id, SandboxState.LANG, self._clock() - box.since_s))
-            elif frame_type == wire.LOADED:
-                timings = orjson.loads(frame[wire.HEAD_BYTES :])
-                self._sink.post(m.Raised(box.id, SandboxState.USER, float(timings["user_s"])))
-                self._sink.post(m.Raised(box.id, SandboxState.READY, float(timings["ready_s"])))
-            elif frame_type == wire.FAILED:
-                box.failure = orjson.loads(frame[wire.HEAD_BYTES :])
+            elif box.loading:
+                self._loaded(box, frame_type, frame[wire.HEAD_BYTES :])
+            else:
+                box.stop(_INTRUDED)
+
+    def _loaded(self, box: Box, frame_type: int, body: bytes) -> None:
+        """The answer to LOAD. User code has run by now: what comes is checked, and comes once."""
+        box.loading = False
+        try:
+            report = orjson.loads(body)
+            if frame_type == wire.FAILED:
+                box.failure = from_code(str(report["code"]), str(report["error"]), str(report["error_type"]))
+                return
+            user_s, ready_s = float(report["user_s"]), float(report["ready_s"])
+        except (KeyError, TypeError, ValueError):
+            box.stop(_INTRUDED)
+            return
+        if not box.destroyed:
+            self._sink.post(m.Raised(box.id, SandboxState.USER, user_s))
+            self._sink.post(m.Raised(box.id, SandboxState.READY, ready_s))
 
     def _reply(self, box: Box, frame: bytes, shape: tuple[int, int], run_us: int, sequence: int) -> None:
         flag, count = shape
         requests = box.batch
         if requests is None or sequence != box.sequence or count != len(requests):
-            box.kill()  # an answer that nobody asked for: user code wrote to our socket
+            box.stop(_INTRUDED)
             return
         try:
             answers = wire.decode_reply(frame, count, flag)
         except wire.WireError:
-            box.kill()
+            box.stop(_INTRUDED)
             return
         box.batch = None
         if not box.destroyed:  # else the core has answered them already
@@ -247,14 +264,14 @@ class ProcessDriver:
             self._maybe_zygote_gone(zygote)
             return
         report = json.loads(packet)
-        if report["op"] == "alive":
-            if zygote.pid is None:
-                zygote.pid = int(report["pid"])
-                self._reaper.watch(zygote.pid, lambda _: self._zygote_reaped(zygote))
-            zygote.alive = True
+        if report["op"] == "born":
+            zygote.pid = int(report["pid"])
+            self._reaper.watch(zygote.pid, lambda _: self._zygote_reaped(zygote))
             if zygote.dropped:
                 self._kill_zygote(zygote)
-            else:
+        elif report["op"] == "alive":
+            zygote.alive = not zygote.dropped
+            if zygote.alive:
                 self._sink.post(m.LangRaised(zygote.key, float(report["seconds"])))
         elif report["op"] == "failed":
             zygote.error = str(report["error"])
@@ -308,6 +325,12 @@ class ProcessDriver:
             pass  # parent-death signals end the rest with us
         self._reaper.sweep(self._session)
         self._reaper.close()
+        await self._loop.run_in_executor(None, self._clear)
+
+    def _clear(self) -> None:
+        """What user code left in its directories, where the removal is still under way."""
+        for scratch in self._run_dir.glob("sandbox-*"):
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def _signal_closed(self) -> None:
         if self._closing is not None and not self._boxes and not self._zygotes:
@@ -318,11 +341,13 @@ def _how(box: Box) -> RewarmError:
     """Why a sandbox ended that nobody asked to end."""
     name = box.spec.name
     if box.failure is not None:
-        return from_code(box.failure["code"], box.failure["error"], box.failure["error_type"])
+        return box.failure
     if box.status is None:
         return SandboxFailed(f"an instance of {name!r} was lost while it was forked")
     if os.WIFSIGNALED(box.status):
         number = os.WTERMSIG(box.status)
+        if number == signal.SIGKILL and box.fault is not None:
+            return InstanceDied(f"an instance of {name!r} was stopped: {box.fault}")
         if number == signal.SIGKILL:
             return OutOfMemory(f"an instance of {name!r} was killed (SIGKILL), most likely because memory ran out")
         return InstanceDied(

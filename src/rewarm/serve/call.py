@@ -28,3 +28,4 @@ class Call(Request):
         self.payload: Any = payload
         self.connection: FrontDoor | None = connection
         self.close = close  # the connection ends with this answer
+        self.plain = not close  # nothing but its status, body and timing makes its answer

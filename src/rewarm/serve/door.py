@@ -70,6 +70,7 @@ class Door:
         self.plans: dict[bytes, Plan] = {}
         self.clock = clock
         self.coarse_s = clock()  # good to half a second, costs nothing to read; for connection deadlines
+        self.idle_until_s = self.coarse_s + limits.keepalive_timeout_s  # deadline of a connection that idles from now
         self.connections: set[FrontDoor] = set()
         self.draining = False
         self.date_line = b""
@@ -79,6 +80,8 @@ class Door:
 
     def start(self, backend: Backend) -> None:
         self.backend = backend
+        self.submit = backend.submit
+        self.revisions = backend.revisions
         self._loop = asyncio.get_running_loop()
         self.pump = Pump(self._loop)
         self._sweep()
@@ -86,6 +89,7 @@ class Door:
     def _sweep(self) -> None:
         """Twice a second: the Date line, and connections that take too long for what they are doing."""
         self.coarse_s = now = self.clock()
+        self.idle_until_s = now + self.limits.keepalive_timeout_s
         self.date_line = time.strftime("date: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime()).encode()
         for connection in list(self.connections):
             if connection.deadline_s < now:
@@ -109,7 +113,8 @@ class Door:
         stats.batch(size, run_us)
         common = self.date_line
         forms = answers.warm_forms(run_us, size, common)
-        taken, waited = [], []
+        taken: list[float] = []
+        waited: list[float] = []
         usual = met = 0
         slo_s = stats.slo_s or 0.0
         for call, reply in zip(requests, replies, strict=True):
@@ -118,12 +123,12 @@ class Door:
             waited_s = call.started_s - arrived_s
             taken.append(taken_s)
             waited.append(waited_s)
-            if taken_s <= slo_s:
+            if taken_s <= slo_s and reply[0] < 400:
                 met += 1
             connection: FrontDoor | None = call.connection  # type: ignore[attr-defined]
             if reply[0] == 200 and reply[1] <= wire.FORM_RAW and call.start is _WARM:
                 usual += 1
-                if connection is not None and not (call.lambda_id or call.close):  # type: ignore[attr-defined]
+                if connection is not None and call.plain:  # type: ignore[attr-defined]
                     body = reply[4]
                     connection.finish(call, forms[reply[1]] % (waited_s * 1e3, len(body), body))  # type: ignore[arg-type]
                     continue
@@ -157,6 +162,7 @@ class Door:
 def lambda_meta(call: Call, headers: list[tuple[bytes, bytes]], new_id: Callable[[], object] = uuid.uuid4) -> bytes:
     """What the worker needs for the context of a Lambda call; also marks the call as one."""
     call.lambda_id = str(new_id())
+    call.plain = False
     meta: dict[str, object] = {"request_id": call.lambda_id}
     for name, value in headers:
         if name == b"x-amz-client-context":

@@ -73,6 +73,7 @@ class FrontDoor(HttpToolsProtocol):
         self._fresh = b""  # the chunk that began the present request, if it was the first thing in it
         self._ending = False  # nothing more is parsed: an answer that closes the connection is written or due
         self._last: bytes | None = None  # that answer, while those before it are due
+        self._special = False  # anything but one request, one answer, an empty buffer; `_rest` takes it back
         self.deadline_s = door.coarse_s + door.limits.header_timeout_s
         door.connections.add(self)
         if len(door.connections) > door.limits.connections_max:
@@ -97,7 +98,7 @@ class FrontDoor(HttpToolsProtocol):
         self._fresh = b""
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        if self._phase == IDLE:
+        if self._phase == IDLE and not self._stash:
             head_bytes = data.find(b"\r\n\r\n") + 4
             plan = self.door.plans.get(data[:head_bytes])
             if plan is not None and len(data) == head_bytes + plan.body_bytes:
@@ -106,7 +107,7 @@ class FrontDoor(HttpToolsProtocol):
                 self._follow(plan, data[head_bytes:])
                 return
             self._fresh = data
-        elif self._phase == WAIT and self._busy():
+        elif self._stash or (self._phase == WAIT and self._busy()):
             self._keep(data)
             return
         try:
@@ -132,6 +133,7 @@ class FrontDoor(HttpToolsProtocol):
 
     def _keep(self, data: bytes) -> None:
         """Pipelined bytes: parsed once the present answer is written."""
+        self._special = True
         self._stash += data
         if len(self._stash) > _STASH_BYTES_MAX:
             self._end(BadRequest("too much was sent before the answer to the first request"))
@@ -153,6 +155,8 @@ class FrontDoor(HttpToolsProtocol):
         self._head_bytes = 0
         if self._ending:
             return
+        if self._active is not None:
+            self._special = True
         self._phase = HEAD
         self.deadline_s = self.door.coarse_s + self.door.limits.header_timeout_s
 
@@ -192,6 +196,7 @@ class FrontDoor(HttpToolsProtocol):
             self._phase = HEAD  # this request is not the application's
             self._end(BadRequest("do not pipeline another kind of request behind an invocation"))
             return
+        self._special = True
         url, headers = self.url, self.headers
         super().on_message_begin()
         self.url = url
@@ -234,7 +239,7 @@ class FrontDoor(HttpToolsProtocol):
         door = self.door
         name, kind, meta, version, _, limit_s = plan
         now = door.clock()
-        revision = door.backend.revisions.get(name)
+        revision = door.revisions.get(name)
         timeout_s = revision.spec.timeout_s if revision is not None else 0.0
         call = Call(name, now, now + (timeout_s if timeout_s < limit_s else limit_s), (kind, meta, body), self, False)
         self._active = call
@@ -242,7 +247,7 @@ class FrontDoor(HttpToolsProtocol):
             error = NotFound(_unknown(name, version if revision is not None else ""))
             self.finish(call, answers.render_error(call, error, door.date_line))
             return
-        door.backend.submit(call)
+        door.submit(call)
 
     def _remember(self, call: Call, target: Target, limit_s: float) -> None:
         """If the whole request came as one chunk and nothing about it is special, its head is worth keeping."""
@@ -259,7 +264,7 @@ class FrontDoor(HttpToolsProtocol):
         close = not self.parser.should_keep_alive()
         now = door.clock()
         name, kind, version = target
-        revision = door.backend.revisions.get(name)
+        revision = door.revisions.get(name)
         timeout_s = revision.spec.timeout_s if revision is not None else 0.0
         meta = b""
         call = Call(name, now, now + timeout_s, wire.Item(kind, meta, body), self, close)
@@ -294,7 +299,7 @@ class FrontDoor(HttpToolsProtocol):
             if self._fresh and kind != wire.KIND_LAMBDA:
                 self._remember(call, target, limit_s)
             self._active = call
-            door.backend.submit(call)
+            door.submit(call)
 
     def _lambda_runs(self, call: Call) -> bool:
         """False if the call was answered without running the function."""
@@ -324,26 +329,39 @@ class FrontDoor(HttpToolsProtocol):
         if len(self._backlog) >= _PIPELINE_MAX:
             self._end(BadRequest(f"more than {_PIPELINE_MAX} requests were pipelined"))
         else:
+            self._special = True
             self._backlog.append(call)
 
     def finish(self, call: Call, answer: bytes) -> None:
         """Write the answer of the active call and go on with what is next."""
         if call is not self._active:
             return
+        door = self.door
+        if self._special or call.close or door.draining:
+            self._finish_carefully(call, answer)
+            return
+        self._active = None
+        # What asyncio's transport would do with an empty buffer, without its bookkeeping.
+        try:
+            sent = os.write(self._fd, answer)
+        except OSError:
+            sent = 0
+        if sent != len(answer):
+            self._special = True
+            self.transport.write(answer[sent:])
+            self._rest()
+            return
+        self._phase = IDLE
+        self.deadline_s = door.idle_until_s
+
+    def _finish_carefully(self, call: Call, answer: bytes) -> None:
+        """The same on a connection where more is going on than one request and its answer."""
         self._active = None
         call.connection = None
         transport = self.transport
         if transport.is_closing():
             return
-        sent = 0
-        if not transport.get_write_buffer_size():
-            # What asyncio's transport would do, without its bookkeeping; whatever is unusual is left to it.
-            try:
-                sent = os.write(self._fd, answer)
-            except OSError:
-                sent = 0
-        if sent != len(answer):
-            transport.write(answer[sent:])
+        transport.write(answer)
         if call.close or (self.door.draining and not self._backlog):
             self._close_soon()
         else:
@@ -352,6 +370,7 @@ class FrontDoor(HttpToolsProtocol):
     def _rest(self) -> None:
         """Answers are written: go on with what waits for that. A request that is half read keeps its phase."""
         if self.flow.write_paused:
+            self.deadline_s = min(self.deadline_s, self.door.coarse_s + self.door.limits.write_timeout_s)
             return  # a client that does not read gets no more to read; resume_writing comes back here
         if self._phase == WAIT:
             self._phase = IDLE
@@ -362,6 +381,8 @@ class FrontDoor(HttpToolsProtocol):
             self._say_last(self._last)
         elif self._stash:
             self.loop.call_soon(self._resume)
+        elif self._phase == IDLE and not self.transport.get_write_buffer_size():
+            self._special = self._ending
 
     def _next(self) -> None:
         call = self._backlog.popleft()
@@ -372,7 +393,7 @@ class FrontDoor(HttpToolsProtocol):
         if isinstance(call.payload, bytes):
             self.finish(call, call.payload)
         else:
-            self.door.backend.submit(call)
+            self.door.submit(call)
 
     # ------------------------------------------------------------ ends
 
@@ -398,10 +419,11 @@ class FrontDoor(HttpToolsProtocol):
         else:
             self.transport.close()
             self.deadline_s = self.door.coarse_s + self.door.limits.write_timeout_s
-            self._ending = True
+            self._ending = self._special = True
 
     def pause_writing(self) -> None:
         """The client does not read its answers: it has `write_timeout_s` to begin."""
+        self._special = True
         super().pause_writing()
         self.deadline_s = self.door.coarse_s + self.door.limits.write_timeout_s
 
@@ -417,7 +439,7 @@ class FrontDoor(HttpToolsProtocol):
             return
         aws = self._target is not None and self._target.kind == wire.KIND_LAMBDA
         answer = answers.error_answer(error, self.door.date_line, close=True, aws=aws)
-        self._ending = True
+        self._ending = self._special = True
         if self._phase == BODY and self._target is None and self.cycle is not None:  # the application's own request
             if not self.cycle.response_started:
                 self.transport.write(answer)
@@ -436,12 +458,16 @@ class FrontDoor(HttpToolsProtocol):
         """Close in a way that lets a client that is still sending read the answer: a reset would destroy it."""
         self._last = None
         self.transport.write(answer)
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # the client has reset the connection meanwhile
+            self.transport.abort()
+            return
         self.flow.resume_reading()  # what comes is dropped by data_received
         self.deadline_s = self.door.coarse_s + _LINGER_S
 
     def _close_soon(self) -> None:
-        self._ending = True
+        self._ending = self._special = True
         self.deadline_s = self.door.coarse_s + self.door.limits.write_timeout_s
         self.transport.close()
 

@@ -10,7 +10,8 @@ Control channel: one SOCK_SEQPACKET socket; each packet is a JSON object, with d
 
     server → zygote   {"op": "instance", "scratch": DIR, "memory_bytes": N}   + data socket, log pipe
                       {"op": "zygote", "packages": [...]}                     + control socket of the new zygote
-    zygote → server   {"op": "alive", "pid": P, "seconds": S}                 once, after its imports
+    zygote → server   {"op": "born", "pid": P}                                 first, from a fork of another zygote
+                      {"op": "alive", "pid": P, "seconds": S}                 once, after its imports
                       {"op": "failed", "error": "..."}                        instead, then it exits
                       {"op": "refused", "error": "..."}                       a fork that it would not do
 """
@@ -88,6 +89,7 @@ def _fork(order: dict[str, object], descriptors: list[int], control: socket.sock
             fresh = socket.socket(fileno=os.dup(descriptors[0]))
             control.close()
             os.close(descriptors[0])
+            _send(fresh, {"op": "born", "pid": os.getpid()})  # before its imports, which may hang
             _serve(fresh, server_pid, list(order["packages"]), since_s)  # type: ignore[call-overload]
         else:
             from rewarm.worker import instance

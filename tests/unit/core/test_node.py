@@ -120,6 +120,18 @@ def test_waiting_as_long_as_a_start_takes_is_the_evidence_for_one_more(world: Wo
     assert len(world.done(m.RaiseBare)) == 2
 
 
+@pytest.mark.parametrize("start_s", [n * 1_234.567 for n in range(40)])
+def test_a_moment_that_rounding_puts_off_does_come(start_s: float) -> None:
+    """Sums of floats are not exact; a core that insisted would ask for the same moment for ever."""
+    world = World(start_s=start_s, seconds=Seconds(user=0.1 + start_s / 1e5, run=math.inf, row=0.0))
+    world.deploy("f", max_instances=2, timeout_s=30.0)
+    world.arrive("f")
+    world.run_for(2.01 + start_s / 1e5)
+    world.arrive("f")
+    world.run_for(10.0)
+    assert len(world.done(m.RaiseBare)) == 2
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -281,6 +293,16 @@ def test_the_next_request_tries_once_more(world: World) -> None:
     assert world.fn("f").last_error is None
 
 
+def test_a_request_right_after_a_failed_start_gets_one_of_its_own(world: World) -> None:
+    world.fake.fail_at = 2  # RaiseBare, at once
+    world.deploy("f")
+    lost = world.arrive("f")
+    assert world.rejected(lost, SandboxFailed)
+    request = world.arrive("f")
+    world.run_for(2.0)
+    assert world.ok(request)
+
+
 def test_a_failed_start_beside_a_living_instance_costs_nobody_an_answer() -> None:
     world = World(start_s=START_S, seconds=Seconds(run=2.0))
     world.deploy("f", max_instances=2)
@@ -366,6 +388,17 @@ def test_the_policy_gathers(world: World) -> None:
     world.run_for(1.5)
     assert world.ok(lone)
     assert [len(run.requests) for run in world.done(m.Run)] == [1, 3, 1]
+
+
+@pytest.mark.parametrize("name", ["slo", "aimd"])
+def test_policies_that_learn_from_arrivals(world: World, name: str) -> None:
+    world.deploy("f", batching=PolicySpec(name), slo_s=0.2)
+    requests = []
+    for _ in range(100):
+        requests.append(world.arrive("f"))
+        world.run_for(0.02)
+    world.run_for(5.0)
+    assert world.ok(*requests)
 
 
 def test_static_keeps_a_remainder_until_it_is_flushed(world: World) -> None:
@@ -555,6 +588,17 @@ def test_a_removed_function_whose_instance_hangs(world: World) -> None:
     world.tell(m.Removed("f"))
     world.run_for(10.0)
     assert world.rejected(hanging, FunctionTimeout)
+    assert not world.node.pool.sandboxes
+
+
+def test_removed_while_it_ends(world: World) -> None:
+    world.deploy("f")
+    world.arrive("f")
+    world.run_for(2.0)
+    world.tell(m.Unload("f"))
+    world.tell(m.Removed("f"))
+    world.run_for(2.0)
+    assert len(world.done(m.Destroy)) == 1
     assert not world.node.pool.sandboxes
 
 

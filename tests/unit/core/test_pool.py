@@ -263,6 +263,18 @@ def test_instances_outlive_their_zygote() -> None:
     assert len(w.done(m.RaiseLang)) == 2
 
 
+def test_the_end_of_a_zygote_may_be_told_before_its_last_fork() -> None:
+    w = world(seconds=Seconds(fork=1.0))
+    w.deploy("f")
+    request = w.arrive("f")
+    w.run_for(0.5)
+    assert w.node.handle(m.LangExited(w.fn("f").key, StartFailed("it ended")), w.now) == []
+    (load,) = w.node.handle(m.Raised(w.ids("f")[0], State.LANG, 1.0), w.now)
+    assert isinstance(load, m.LoadUser)
+    w.node.check()
+    assert request not in w.answers
+
+
 def test_a_zygote_that_dies_while_it_forks_takes_that_start_along() -> None:
     w = world(seconds=Seconds(fork=1.0))
     w.deploy("f")
@@ -298,6 +310,25 @@ def test_a_zygote_nobody_waits_for_any_more_is_kept_like_an_idle_one() -> None:
     assert len(w.langs()) == 1
     w.run_for(10.0)
     assert w.langs() == set()
+
+
+def test_a_zygote_may_take_as_long_as_those_who_wait_for_it() -> None:
+    w = world(seconds=Seconds(zygote=90.0))
+    w.deploy("f", timeout_s=300.0)
+    request = w.arrive("f", within_s=1000.0)
+    w.run_for(200.0)
+    assert w.ok(request)
+    assert len(w.done(m.RaiseLang)) == 1
+
+
+def test_a_zygote_that_hangs_and_that_nobody_waits_for_is_stopped() -> None:
+    w = world(seconds=Seconds(zygote=1e9))
+    w.deploy("f")
+    w.arrive("f")
+    w.tell(m.Removed("f"))
+    w.run_for(200.0)
+    assert w.langs() == set()
+    assert [effect.reason for effect in w.done(m.DropLang)] == ["start timeout"]
 
 
 # ---------------------------------------------------------------- memory

@@ -31,7 +31,8 @@ Decision = Dispatch | Wait
 class BatchingPolicy(Protocol):
     """One function's rule.
 
-    `max_size` is the largest batch it can ever ask for: the core plans instances with it.
+    `max_size` is the largest batch it can ever ask for: the core plans instances with it. A policy that learns nothing
+    from arrivals may set `watches_arrivals = False`: the core then spares the call.
     """
 
     name: str

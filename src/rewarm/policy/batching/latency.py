@@ -139,6 +139,7 @@ class LearningRule:
     """What most rules share: a checked `max_size`, its decisions made beforehand, and the learnt run times."""
 
     __slots__ = ("_latency", "_learn_s", "_sends", "max_size")
+    watches_arrivals = False
 
     def __init__(self, max_size: int, parameter: str = "max_size") -> None:
         if isinstance(max_size, bool) or not isinstance(max_size, int) or not 1 <= max_size <= SIZE_LIMIT:

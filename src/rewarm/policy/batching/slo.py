@@ -60,6 +60,7 @@ class Slo(LearningRule):
         "_until_s", "_waited_size", "slo_s",
     )  # fmt: skip
     name = "slo"
+    watches_arrivals = True
 
     def __init__(
         self, function: FunctionSpec, mode: str = "latency", max_size: int = 64, slack_s: float = 0.005
