@@ -36,7 +36,7 @@ class ServerConfig:
     keepalive: str = "fixed"  # "name" or "name:key=value,key=value"
     drain_s: float = 30.0  # how long a graceful shutdown may take
     measure_every_s: float = 1.0  # how often resident memory is read
-    log_bytes_max: int = 1 << 20  # log kept per instance
+    log_bytes_max: int = 1 << 20  # log kept per function
     limits: HttpLimits = field(default_factory=HttpLimits)
 
     def __post_init__(self) -> None:

@@ -28,6 +28,8 @@ from rewarm.policy.keepalive.base import KeepalivePolicy
 
 State = SandboxState
 
+RETRY_S = 5.0  # after a failed start, while other instances of the function live
+
 
 class Node:
     """One machine's worth of functions, queues and sandboxes."""
@@ -242,18 +244,20 @@ class Node:
             error = event.error or InstanceDied(f"an instance of {fn.name!r} ended while it held the request")
             out.extend(m.Reject(request, error) for request in batch)
         if rising:
-            self._start_failed(fn, event.error, out)
+            self._start_failed(fn, event.error, now, out)
         if fn.queue and not fn.removed:
             if fn.idle:
                 self._pump(fn, now, out)
             else:
                 self._scale(fn, now, out)
 
-    def _start_failed(self, fn: FunctionState, error: RewarmError | None, out: list[Effect]) -> None:
+    def _start_failed(self, fn: FunctionState, error: RewarmError | None, now: float, out: list[Effect]) -> None:
         """One attempt for all who waited: they are answered, unless another instance can still serve them."""
         fn.last_error = error or StartFailed(f"an instance of {fn.name!r} ended before it was ready")
         if fn.live == 0:
             self._reject_all(fn, fn.last_error, out)
+        else:
+            fn.retry_at_s = now + RETRY_S
 
     def _lang_raised(self, event: m.LangRaised, now: float, out: list[Effect]) -> None:
         self.pool.lang_raised(event.key, event.seconds, now, out)
@@ -262,7 +266,7 @@ class Node:
         for sandbox in self.pool.lang_exited(event.key, event.error, now, out):
             fn = sandbox.function
             self.pool.destroy(sandbox, "no runtime", out)
-            self._start_failed(fn, event.error, out)
+            self._start_failed(fn, event.error, now, out)
 
     def _measured(self, event: m.Measured, now: float, out: list[Effect]) -> None:
         self.pool.measured(event.node, event.resident_bytes)
@@ -330,7 +334,10 @@ class Node:
     # ------------------------------------------------------------ time
 
     def _tick(self, event: m.Tick, now: float, out: list[Effect]) -> None:
+        due = []  # collected first: a policy that answers "ask again now" costs one tick a time, not for ever
         while (sleeper := self.timers.pop_due(now)) is not None:
+            due.append(sleeper)
+        for sleeper in due:
             if isinstance(sleeper, Sandbox):
                 self._wake_sandbox(sleeper, now, out)
             elif isinstance(sleeper, FunctionState):
@@ -377,7 +384,7 @@ class Node:
             fn = sandbox.function
             self.pool.destroy(sandbox, "start timeout", out)
             self.pool.drop_stuck(sandbox.key, now, out)
-            self._start_failed(fn, refusals.start_timeout(fn, now - sandbox.created_s), out)
+            self._start_failed(fn, refusals.start_timeout(fn, now - sandbox.created_s), now, out)
 
     def _timed_out(self, sandbox: Sandbox, now: float, out: list[Effect]) -> None:
         fn, batch = sandbox.function, sandbox.batch or []

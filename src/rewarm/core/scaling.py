@@ -19,6 +19,8 @@ def wants_one(fn: FunctionState, timers: Timers, now: float) -> bool:
     live = fn.live
     if live == 0:
         return True
+    if now < fn.retry_at_s:
+        return False  # the last start failed; the instances that live go on with the queue
     size = fn.batching.max_size
     batches = math.ceil(len(fn.queue) / size)
     if fn.rising >= batches:

@@ -35,8 +35,8 @@ class FunctionState:
 
     __slots__ = (
         "batching", "batching_watches", "flushing", "idle", "keepalive", "key", "last_error", "name",
-        "prewarm_at_s", "queue", "queue_max", "removed", "resident", "revision", "rising", "sandboxes", "scale_at_s",
-        "start_s", "starved", "timer_at_s", "user_s", "wake_s", "watches",
+        "prewarm_at_s", "queue", "queue_max", "removed", "resident", "retry_at_s", "revision", "rising", "sandboxes",
+        "scale_at_s", "start_s", "starved", "timer_at_s", "user_s", "wake_s", "watches",
     )  # fmt: skip
 
     def __init__(self, revision: Revision, batching: BatchingPolicy, keepalive: KeepalivePolicy) -> None:
@@ -60,6 +60,7 @@ class FunctionState:
         self.watches = getattr(keepalive, "watches_arrivals", True)
         self.batching_watches = getattr(batching, "watches_arrivals", True)
         self.queue_max = revision.spec.queue_max
+        self.retry_at_s = -INF  # after a failed start: no further one before this, while others live
         self.scale_at_s = -INF  # arrivals do not ask for more instances before this
         self.timer_at_s = INF
         self.wake_s = INF  # when the batching policy wants to be asked again

@@ -305,7 +305,8 @@ class ProcessDriver:
         zygote.control.close()
         error: RewarmError | None = None
         if not zygote.dropped:
-            error = from_code("start_failed", f"runtime {zygote.key} cannot start: {zygote.error or 'it ended'}")
+            what = "ended" if zygote.alive else "cannot start"
+            error = from_code("start_failed", f"runtime {zygote.key} {what}: {zygote.error or 'its process is gone'}")
         self._sink.post(m.LangExited(zygote.key, error))
         self._signal_closed()
 

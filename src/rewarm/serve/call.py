@@ -8,7 +8,7 @@ from rewarm.facts.request import Request
 from rewarm.wire import AnyItem
 
 if TYPE_CHECKING:
-    from rewarm.serve.protocol import FrontDoor
+    from rewarm.serve.connection import Connection
 
 
 class Call(Request):
@@ -20,12 +20,12 @@ class Call(Request):
     wall_s = 0.0
 
     def __init__(
-        self, function: str, arrived_s: float, deadline_s: float, payload: AnyItem, connection: FrontDoor, close: bool
+        self, function: str, arrived_s: float, deadline_s: float, payload: AnyItem, connection: Connection, close: bool
     ) -> None:
         self.function = function
         self.arrived_s = arrived_s
         self.deadline_s = deadline_s
         self.payload: Any = payload
-        self.connection: FrontDoor | None = connection
+        self.connection: Connection | None = connection
         self.close = close  # the connection ends with this answer
         self.plain = not close  # nothing but its status, body and timing makes its answer

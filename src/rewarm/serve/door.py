@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
-from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
-
-import orjson
 
 from rewarm import wire
 from rewarm.clock import Clock, system_clock
@@ -25,7 +21,7 @@ from rewarm.serve.pump import Pump
 from rewarm.serve.router import Router
 
 if TYPE_CHECKING:
-    from rewarm.serve.protocol import FrontDoor
+    from rewarm.serve.connection import Connection
 
 _SWEEP_S = 0.5
 _WARM = StartKind.WARM
@@ -71,7 +67,7 @@ class Door:
         self.clock = clock
         self.coarse_s = clock()  # good to half a second, costs nothing to read; for connection deadlines
         self.idle_until_s = self.coarse_s + limits.keepalive_timeout_s  # deadline of a connection that idles from now
-        self.connections: set[FrontDoor] = set()
+        self.connections: set[Connection] = set()
         self.draining = False
         self.date_line = b""
         self._nowhere = FunctionStats(0, None)  # counts for functions that were removed meanwhile
@@ -109,6 +105,8 @@ class Door:
         """Answer one batch. One caller's broken connection must not cost another its answer."""
         now = self.clock()
         size = len(requests)
+        if self.draining:
+            self._announce_close(requests)
         stats = self.backend.stats.get(requests[0].function) or self._nowhere
         stats.batch(size, run_us)
         common = self.date_line
@@ -125,7 +123,7 @@ class Door:
             waited.append(waited_s)
             if taken_s <= slo_s and reply[0] < 400:
                 met += 1
-            connection: FrontDoor | None = call.connection  # type: ignore[attr-defined]
+            connection: Connection | None = call.connection  # type: ignore[attr-defined]
             if reply[0] == 200 and reply[1] <= wire.FORM_RAW and call.start is _WARM:
                 usual += 1
                 if connection is not None and call.plain:  # type: ignore[attr-defined]
@@ -146,7 +144,16 @@ class Door:
         stats.starts["warm"] += usual
         stats.slo_met += met
 
+    def _announce_close(self, requests: list[Request]) -> None:
+        """While draining, the answer with nothing pipelined behind it is its connection's last, and says so."""
+        for call in requests:
+            connection: Connection | None = call.connection  # type: ignore[attr-defined]
+            if connection is not None and connection.nothing_behind:
+                call.close, call.plain = True, False  # type: ignore[attr-defined]
+
     def reject(self, request: Request, error: RewarmError) -> None:
+        if self.draining:
+            self._announce_close([request])
         connection = request.connection  # type: ignore[attr-defined]
         if connection is not None:
             connection.finish(request, answers.render_error(request, error, self.date_line))  # type: ignore[arg-type]
@@ -157,27 +164,3 @@ class Door:
         revision = self.backend.revisions.get(call.function)
         memory_mb = revision.spec.memory_bytes >> 20 if revision is not None else 0
         return answers.lambda_log(call, lines, run_us * 1e-3, memory_mb)
-
-
-def lambda_meta(call: Call, headers: list[tuple[bytes, bytes]], new_id: Callable[[], object] = uuid.uuid4) -> bytes:
-    """What the worker needs for the context of a Lambda call; also marks the call as one."""
-    call.lambda_id = str(new_id())
-    call.plain = False
-    meta: dict[str, object] = {"request_id": call.lambda_id}
-    for name, value in headers:
-        if name == b"x-amz-client-context":
-            meta["client_context"] = _client_context(value)
-        elif name == b"x-amz-log-type" and value.lower() == b"tail":
-            call.log_tail = True
-            call.wall_s = time.time()
-    return orjson.dumps(meta)
-
-
-def _client_context(value: bytes) -> object:
-    import base64
-    import binascii
-
-    try:
-        return orjson.loads(base64.b64decode(value, validate=True))
-    except (binascii.Error, orjson.JSONDecodeError):
-        return None  # as AWS does: an unreadable client context is no client context

@@ -14,7 +14,7 @@ import select
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rewarm.serve.protocol import FrontDoor
+    from rewarm.serve.connection import Connection
 
 _READ_BYTES = 1 << 17
 _EVENTS_MAX = 256  # per turn: the event loop has other things to do as well
@@ -25,15 +25,15 @@ class Pump:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._epoll = select.epoll()
-        self._connections: dict[int, FrontDoor] = {}
+        self._connections: dict[int, Connection] = {}
         loop.add_reader(self._epoll.fileno(), self._turn)
 
-    def add(self, fd: int, connection: FrontDoor) -> None:
+    def add(self, fd: int, connection: Connection) -> None:
         """Read from `fd` for `connection` until `remove`."""
         self._connections[fd] = connection
         self._epoll.register(fd, select.EPOLLIN)
 
-    def remove(self, fd: int, connection: FrontDoor) -> None:
+    def remove(self, fd: int, connection: Connection) -> None:
         """Stop; must come before the descriptor is closed. Harmless if it was removed before."""
         if self._connections.get(fd) is connection:
             del self._connections[fd]

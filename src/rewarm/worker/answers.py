@@ -45,6 +45,11 @@ def raised(kind: int, error: BaseException, code_dir: str | None, request_id: st
     return fault(code, one_line(error, code_dir), type(error).__name__)
 
 
+def request_id(item: wire.Item) -> str:
+    """The id of a Lambda call, else empty."""
+    return str(orjson.loads(item.meta)["request_id"]) if item.kind == wire.KIND_LAMBDA and item.meta else ""
+
+
 def value(result: Any) -> wire.Answer:
     """What a handler returned: bytes as they are, everything else as JSON. Raises TypeError if it is neither."""
     if isinstance(result, bytes | bytearray | memoryview):

@@ -75,12 +75,11 @@ class ArrayEngine:
             return self.run([wire.Item(kind, b"", body) for body in bodies], limit_ms)
         spec, count = self._inputs[0], len(bodies)
         shaped = batch.reshape(count, *spec.tensor.shape)  # type: ignore[union-attr]
-        results: list[wire.Answer | None] = [None] * count
-        outputs, run_us = self._call({spec.name: shaped}, count, [(place, kind) for place in range(count)], results)
-        if outputs is None:
-            return _outcome(run_us, results)
+        outputs, run_us = self._call({spec.name: shaped}, count)
+        if isinstance(outputs, Exception):
+            return answers.Outcome(run_us, [self._raised(outputs, wire.Item(kind, b"", b""))] * count)
         if len(outputs) > 1:
-            return _outcome(run_us, [_encode_plain(outputs, place, kind) for place in range(count)])
+            return answers.Outcome(run_us, [_encode_plain(outputs, place, kind) for place in range(count)])
         (only,) = outputs.values()
         rows = _plain(only)
         if kind == wire.KIND_RAW:
@@ -125,8 +124,10 @@ class ArrayEngine:
         if not places:
             return 0
         shaped = batch[: len(places)].reshape(len(places), *spec.tensor.shape)  # type: ignore[union-attr]
-        outputs, run_us = self._call({spec.name: shaped}, len(places), [(p, items[p].kind) for p in places], results)
-        if outputs is None:
+        outputs, run_us = self._call({spec.name: shaped}, len(places))
+        if isinstance(outputs, Exception):
+            for place in places:
+                results[place] = self._raised(outputs, items[place])
             return run_us
         if len(outputs) == 1:
             (only,) = outputs.values()
@@ -189,8 +190,10 @@ class ArrayEngine:
         # concatenate copies, also for one request: user code may keep what it was given, the frame buffer is reused
         batch = {name: np.concatenate([d.arrays[name] for d in group]) for name in names}
         rows = sum(d.rows for d in group)
-        outputs, run_us = self._call(batch, rows, [(d.place, items[d.place].kind) for d in group], results)
-        if outputs is None:
+        outputs, run_us = self._call(batch, rows)
+        if isinstance(outputs, Exception):
+            for decoded in group:
+                results[decoded.place] = self._raised(outputs, items[decoded.place])
             return run_us
         at = 0
         for decoded in group:
@@ -203,10 +206,8 @@ class ArrayEngine:
             at += decoded.rows
         return run_us
 
-    def _call(
-        self, batch: dict[str, Array], rows: int, whose: list[tuple[int, int]], results: list[wire.Answer | None]
-    ) -> tuple[dict[str, Array] | None, int]:
-        """Run predict; on any failure every request of the batch gets its own typed answer and None comes back."""
+    def _call(self, batch: dict[str, Array], rows: int) -> tuple[dict[str, Array] | Exception, int]:
+        """predict's outputs by name, or what it raised (its answer's shape is its fault too), and its microseconds."""
         since_ns = time.perf_counter_ns()
         try:
             output = self._predict(**batch)
@@ -215,9 +216,10 @@ class ArrayEngine:
         except Exception as error:
             run_us = (time.perf_counter_ns() - since_ns) // 1000
             traceback.print_exc()
-            for place, kind in whose:
-                results[place] = answers.raised(kind, error, self._code_dir)
-            return None, run_us
+            return error, run_us
+
+    def _raised(self, error: Exception, item: wire.Item) -> wire.Answer:
+        return answers.raised(item.kind, error, self._code_dir, answers.request_id(item))
 
     def _named(self, output: Any, rows: int) -> dict[str, Array]:
         """predict's result by output name; raises ValueError unless each has as many rows as the batch."""

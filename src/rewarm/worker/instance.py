@@ -12,6 +12,7 @@ import json
 import os
 import random
 import resource
+import signal
 import socket
 import sys
 import traceback
@@ -80,6 +81,8 @@ def _settle(data_fd: int, log_fd: int, order: dict[str, Any]) -> socket.socket:
     scratch = str(order["scratch"])
     os.chdir(scratch)
     os.environ["TMPDIR"] = os.environ["HOME"] = scratch
+    for number in (signal.SIGINT, signal.SIGTERM):  # the zygote ignores them; user code finds the usual
+        signal.signal(number, signal.SIG_DFL)
     random.seed()  # forks of one zygote would otherwise share their random numbers
     numpy_random = sys.modules.get("numpy.random")  # numpy 2 loads it on first use, and seeds it then
     if numpy_random is not None:

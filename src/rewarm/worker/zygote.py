@@ -40,7 +40,8 @@ def main(argv: list[str]) -> None:
 
 def _serve(control: socket.socket, server_pid: int, packages: list[str], since_s: float) -> None:
     """Import, report, then fork on demand until the server hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is the server's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole group, they are the server's to handle
     try:
         _preload(packages)
     except BaseException as error:
