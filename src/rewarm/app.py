@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -60,6 +61,8 @@ async def _run(config: ServerConfig, store: Store, executor: Executor, sock: soc
     server = _Server(settings, door, executor, config.drain_s)
     host, port = sock.getsockname()[:2]
     log.info("rewarm %s serves %d functions on http://%s:%d", rewarm.__version__, len(plane.functions()), host, port)
+    gc.collect()
+    gc.freeze()  # what start-up made stays: the collector need not look at it again on every round
     measuring = asyncio.create_task(measure_forever(executor.driver, executor.post, config.measure_every_s))
     try:
         await server.serve(sockets=[sock])

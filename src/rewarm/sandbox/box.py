@@ -20,7 +20,7 @@ from rewarm.errors import RewarmError
 from rewarm.facts.function import FunctionSpec
 from rewarm.facts.request import Request
 
-_READ_BYTES = 1 << 18
+_READ_BYTES = 1 << 16  # a larger buffer is allocated with mmap, each time
 _LOG_READ_BYTES = 1 << 16
 _LOG_BURST_BYTES = 1 << 20  # read per pause from one sandbox; a flood then waits in its own pipe
 _LOG_PAUSE_S = 0.25

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rewarm.serve.connection import Connection
 
-_READ_BYTES = 1 << 17
+_READ_BYTES = 1 << 16  # a larger buffer is allocated with mmap, each time
 _EVENTS_MAX = 256  # per turn: the event loop has other things to do as well
 
 

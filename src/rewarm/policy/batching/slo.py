@@ -20,9 +20,10 @@ that joining saves, L(b) + L(1) − L(b + 1), is more than twice what the b that
 (memory is a factor of both sides). A caller alone sends the next request after the answer to the last one, so its
 gap is at least L(1) and the condition cannot hold: it never waits.
 
-Two guards. Holds that nobody joined lower `_joined`; when it is low nothing waits until there is new evidence of
-company, which tells a fast caller alone (high rate, but waiting for *us*) from a crowd. And the margin grows by what
-was measured of late timers and of time lost between here and the instance.
+Two guards. Holds that nobody joined lower `_joined`; when hardly any is joined nothing waits for a while, which tells
+a fast caller alone (high rate, but waiting for *us*) from a crowd: only a hold can. After 8 batches one is tried again,
+then after 16, and so on to 128, until somebody joins. And the margin grows by what was measured of late timers and of
+time lost between here and the instance.
 """
 
 from __future__ import annotations
@@ -42,22 +43,22 @@ _MARGIN_OF_SLO = 0.15  # timers on a busy machine are late by milliseconds, some
 _LOST_OF_SLO = 0.25  # the most that measured lateness may add to the margin
 _LOST_FADE = 0.995  # per batch
 _LIKELY = 0.3  # expected arrivals that make a hold worthwhile: P(at least one) = 26 %
-_QUIET_GAPS = 3.0  # mean gaps without an arrival that end a hold (P = 5 % under Poisson); fewer after vain holds
+_QUIET_GAPS = 3.0  # mean gaps without an arrival that end a hold (P = 5 % under Poisson)
 _QUIET_MIN_S = 0.002  # below this a timer cannot tell
 _TIMER_S = 0.001  # event loops round timers to milliseconds: a shorter wait is not worth asking for
 _PRIOR_RUN_S = 0.01
 _ROUNDING_S = 1e-6
-_JOIN_RATE = 0.25
-_JOIN_MIN = 0.2
-_JOIN_RECOVERY = 0.002  # after a vain try at _JOIN_MIN, fifty batches without a hold until the next
+_JOIN_RATE = 0.2
+_JOIN_MIN = 0.1  # eleven vain holds in a row; one in 700 times by chance where 45 % of holds are joined
+_REST_MIN, _REST_MAX = 8, 128  # batches without a hold between one vain try and the next
 
 
 class Slo(LearningRule):
     """See the module. `slack_s` is the least margin before a deadline."""
 
     __slots__ = (
-        "_cost", "_held_size", "_joined", "_lost_max_s", "_lost_s", "_margin_s", "_rate", "_sent_s", "_sent_size",
-        "_until_s", "_waited_size", "slo_s",
+        "_cost", "_held_size", "_joined", "_lost_max_s", "_lost_s", "_margin_s", "_rate", "_rest", "_rest_next",
+        "_sent_s", "_sent_size", "_until_s", "_waited_size", "slo_s",
     )  # fmt: skip
     name = "slo"
     watches_arrivals = True
@@ -79,6 +80,8 @@ class Slo(LearningRule):
         self._lost_s = 0.0  # peak, fading, of late timers and of the way to the instance and back
         self._rate = ArrivalRate(max(self.slo_s - self._margin_s, self.slo_s * _MARGIN_OF_SLO))
         self._joined = 1.0  # fading share of holds that somebody joined
+        self._rest = 0  # batches to go before the next hold is tried
+        self._rest_next = _REST_MIN
         self._held_size = 0  # queue length when this hold began; 0: no hold
         self._waited_size = 0  # queue length at the last Wait
         self._until_s = 0.0
@@ -93,8 +96,8 @@ class Slo(LearningRule):
         if size == self._sent_size:
             self._lost(now - self._sent_s - run_s)
             self._sent_size = 0
-        if self._rate.last_s > now - run_s + _ROUNDING_S and self._joined < 0.5:
-            self._joined = 0.5  # somebody came while this batch ran: there is company
+        if self._rate.last_s > now - run_s + _ROUNDING_S:
+            self._company()  # somebody came while this batch ran
 
     def decide(self, queue: Sequence[Request], now: float) -> Decision:
         size = len(queue)
@@ -109,17 +112,16 @@ class Slo(LearningRule):
         if self._held_size:
             self._end_hold(size, now)
         elif size > 1:
-            if self._joined < 0.5:
-                self._joined = 0.5
-        elif self._joined < _JOIN_MIN:
-            self._joined += _JOIN_RECOVERY
+            self._company()
+        elif self._rest:
+            self._rest -= 1
         size = self._fitting(queue[0], size, now)
         self._sent_size, self._sent_s = size, now
         return self._sends[size]
 
     def _cost_until(self, oldest: Request, size: int, now: float) -> float:
         """Until when to hold in mode `cost`; a moment that is not in the future means not at all."""
-        if self._joined < _JOIN_MIN:
+        if self._rest:
             return now
         hold_s = self._latest(oldest, size + 1) - now
         gap_s = self._rate.gap_s
@@ -129,13 +131,13 @@ class Slo(LearningRule):
         # Two is the least to gather: n* goes by the mean gap, and a likely early second is asked for above.
         if size > 1 and size >= self._law().largest(self.slo_s - margin_s, self.max_size, gap_s):
             return now
-        quiet_s = self._rate.last_s + max(max(_QUIET_GAPS * self._joined, 1.0) * gap_s, _QUIET_MIN_S)
+        quiet_s = self._rate.last_s + max(_QUIET_GAPS * gap_s, _QUIET_MIN_S)
         return min(now + hold_s, quiet_s)
 
     def _latency_until(self, oldest: Request, size: int, now: float) -> float:
         """Until when to wait for the next one in mode `latency`; not in the future: send."""
         law = self._latency
-        if law.samples == 0 or self._joined < _JOIN_MIN:
+        if law.samples == 0 or self._rest:
             return now
         # The last gap is asked as well as the mean: yesterday's crowd must not delay a caller who is alone today.
         gap_s = max(self._rate.gap_s, self._rate.last_gap_s, _TIMER_S)
@@ -167,11 +169,20 @@ class Slo(LearningRule):
     def _end_hold(self, size: int, now: float) -> None:
         if size > self._held_size:
             self._joined += _JOIN_RATE * (1.0 - self._joined)
+            self._company()
         else:
-            self._joined *= 1.0 - _JOIN_RATE if self._joined > 0.5 else 0.5
+            self._joined *= 1.0 - _JOIN_RATE
+            if self._joined < _JOIN_MIN:
+                self._rest = self._rest_next
+                self._rest_next = min(2 * self._rest_next, _REST_MAX)
         if size == self._waited_size:
             self._lost(now - self._until_s)
         self._held_size = 0
+
+    def _company(self) -> None:
+        """There is more than one caller: holds are worth trying."""
+        self._joined = max(self._joined, 0.5)
+        self._rest, self._rest_next = 0, _REST_MIN
 
     def _lost(self, late_s: float) -> None:
         self._lost_s = min(max(self._lost_s * _LOST_FADE, late_s), self._lost_max_s)
