@@ -1,8 +1,9 @@
 """Throughput of rewarm and mosec, side by side in one run: `python benchmarks/throughput.py [--quick] [--json]`.
 
 Same model, one worker each, batches of up to 16, 64 connections of `wrk`. For each case both servers are started once
-and stay up; windows alternate A/B/A/B, and the one that is not measured is idle. Figures are medians over the rounds.
-Before that, callers of all three kinds at once check every answer against numpy's own.
+and stay up; windows alternate A/B/A/B, and the one that is not measured is idle. Figures are medians over the rounds,
+ratios medians of the rounds' ratios. Before that, callers of all three kinds at once check every answer against
+numpy's own.
 
 The JSON: {"json784", "json4", "raw": rewarm's requests/s over mosec's, "errors": failed answers, socket errors and
 wrong answers over everything, "lone_p50_ms" (784 floats as JSON), "ready_s", "idle_pss_mb", "loaded_pss_mb": {"rewarm",
@@ -29,7 +30,6 @@ from _common import (
     median,
     print_table,
     pss_mb,
-    ratio,
     say,
 )
 from _mlp import CASES, Case, check_mixed, encode, rows
@@ -53,7 +53,7 @@ class Plan:
 
 
 QUICK = Plan(window_s=1, rounds=2, lone_s=1, lone_rounds=1, checks=60)
-FULL = Plan(window_s=3, rounds=5, lone_s=1, lone_rounds=3, checks=400)
+FULL = Plan(window_s=2, rounds=11, lone_s=1, lone_rounds=3, checks=400)
 
 
 @dataclass
@@ -86,6 +86,12 @@ class Results:
     def of(self, system: str, case: str) -> Figures:
         """To read; empty if it was not measured."""
         return self.figures.get((system, case), Figures())
+
+    def over_mosec(self, system: str, case: str) -> float | None:
+        """Median of the ratios round by round: neighbours in time share whatever else the machine was doing."""
+        pairs = zip(self.of(system, case).loaded, self.of("mosec", case).loaded, strict=False)
+        ratios = [ours.rps / theirs.rps for ours, theirs in pairs if theirs.rps]
+        return round(median(ratios), 3) if ratios else None
 
     def over_cases(self, system: str, name: str) -> float | None:
         values = [getattr(f, name) for (who, _), f in self.figures.items() if who == system]
@@ -163,7 +169,7 @@ def show(cases: Sequence[Case], systems: Sequence[System], results: Results) -> 
             if (found := results.figures.get((system.name, case.name))) is None:
                 continue
             rps = found.of("rps")
-            over = ratio(rps, results.of("mosec", case.name).of("rps"))
+            over = results.over_mosec(system.name, case.name)
             errors = sum(window.errors for window in (*found.loaded, *found.lone))
             lone = found.of("p50_ms", lone=True)
             figures = (found.of("p50_ms"), found.of("p99_ms"), median(found.cpu_us), lone)
@@ -185,9 +191,7 @@ def summary(cases: Sequence[Case], plan: Plan, wait_ms: int, results: Results) -
         case: {s: round(results.of(s, case).of("rps")) for s in systems if (s, case) in results.figures}
         for case in CASES
     }
-    ratios = {
-        case: ratio(rps[case].get("rewarm", float("nan")), rps[case].get("mosec", float("nan"))) for case in CASES
-    }
+    ratios = {case: results.over_mosec("rewarm", case) for case in CASES}
     lone = cases[0].name
     return {
         **ratios,
