@@ -24,13 +24,15 @@ class Window:
     errors: int
 
 
-def drive(url: str, body: Path, content_type: str, *, connections: int, seconds: int) -> Window:
+def drive(
+    url: str, body: Path, content_type: str, *, connections: int, seconds: int, script: str = "post.lua"
+) -> Window:
     """POSTs the file `body` over and over: one thread, `connections` at a time, closed loop."""
     tool = shutil.which("wrk")
     if tool is None:
         raise BenchmarkError("wrk is not installed (Debian and Ubuntu: apt-get install wrk)")
     command = [tool, "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s"]
-    command += ["-s", str(HERE / "wrk" / "post.lua"), url, "--", str(body), content_type]
+    command += ["-s", str(HERE / "wrk" / script), url, "--", str(body), content_type]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
     line = next((line for line in done.stdout.splitlines() if line.startswith(MARK)), None)
     if line is None:

@@ -16,7 +16,7 @@ import argparse
 import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Plan:
     lone_rounds: int
     checks: int  # requests of each checking thread
     threads_each: int = 3
+    script: str = "post.lua"  # in benchmarks/wrk
 
 
 QUICK = Plan(window_s=1, rounds=2, lone_s=1, lone_rounds=1, checks=60)
@@ -133,27 +134,30 @@ def measure(case: Case, systems: Sequence[System], plan: Plan, folder: Path, res
         for name, one in running.items():
             figures = results.at(name, case.name)
             figures.ready_s, figures.idle_pss_mb = one.server.ready_s, one.idle_pss_mb
-            results.errors += _window(one, case, bodies, CONNECTIONS, WARM_UP_S).errors
+            results.errors += _window(one, case, bodies, CONNECTIONS, WARM_UP_S, plan.script).errors
         for turn in range(plan.rounds):
             for name, one in running.items():
                 before = cpu_s(one.server.process.pid)
-                window = _window(one, case, bodies, CONNECTIONS, plan.window_s)
+                window = _window(one, case, bodies, CONNECTIONS, plan.window_s, plan.script)
                 spent = cpu_s(one.server.process.pid) - before
                 results.at(name, case.name).loaded.append(window)
                 results.at(name, case.name).cpu_us.append(1e6 * spent / max(window.requests, 1))
                 say(f"{case.name} round {turn + 1} {name}: {window.rps:,.0f} req/s, {window.errors} errors")
         for _ in range(plan.lone_rounds):
             for name, one in running.items():
-                results.at(name, case.name).lone.append(_window(one, case, bodies, 1, plan.lone_s))
+                results.at(name, case.name).lone.append(_window(one, case, bodies, 1, plan.lone_s, plan.script))
         for name, one in running.items():
             figures = results.at(name, case.name)
             figures.loaded_pss_mb = pss_mb(one.server.process.pid)
             results.errors += sum(window.errors for window in (*figures.loaded, *figures.lone))
 
 
-def _window(one: Running, case: Case, bodies: Mapping[bool, Path], connections: int, seconds: int) -> Window:
+def _window(
+    one: Running, case: Case, bodies: Mapping[bool, Path], connections: int, seconds: int, script: str
+) -> Window:
     url = one.server.url + one.paths[case.name]
-    return drive(url, bodies[one.nested], case.content_type, connections=connections, seconds=seconds)
+    body = bodies[one.nested]
+    return drive(url, body, case.content_type, connections=connections, seconds=seconds, script=script)
 
 
 def _own(folder: Path, system: System) -> Path:
@@ -212,6 +216,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="1 s windows, 2 rounds")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    parser.add_argument("--vary-heads", action="store_true", help="a request id in each head: no two heads are alike")
     parser.add_argument("--cases", default=",".join(CASES), help="some of %(default)s")
     parser.add_argument("--systems", default="rewarm,mosec", help="some of %(default)s")
     parser.add_argument("--peers", default="", help=f"optional rows: some of {','.join(PEERS)}")
@@ -243,6 +248,8 @@ def main() -> int:
     options = arguments()
     exit_on_sigterm()
     plan = QUICK if options.quick else FULL
+    if options.vary_heads:
+        plan = replace(plan, script="vary.lua")
     try:
         if unknown := set(options.cases.split(",")) - set(CASES):
             raise BenchmarkError(f"unknown case {', '.join(sorted(unknown))}; choose from {', '.join(CASES)}")
