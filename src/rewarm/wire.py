@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 HEAD = struct.Struct("<QBBHII")
@@ -113,14 +114,12 @@ def uniform_bodies(frame: bytes | memoryview, count: int) -> list[bytes]:
     at = HEAD_BYTES + 4 * count
     if at > len(frame):
         raise WireError(f"a frame of {len(frame)} bytes promises {count} bodies")
-    bodies: list[bytes] = []
-    for length in struct.unpack_from(f"<{count}I", frame, HEAD_BYTES):
-        end = at + length
-        bodies.append(bytes(frame[at:end]))
-        at = end
-    if at != len(frame):
-        raise WireError(f"a frame of {len(frame)} bytes describes {at}")
-    return bodies
+    if not isinstance(frame, bytes):
+        frame = bytes(frame)  # one copy, after which slices are the bodies
+    ends = list(accumulate(struct.unpack_from(f"<{count}I", frame, HEAD_BYTES), initial=at))
+    if ends[-1] != len(frame):
+        raise WireError(f"a frame of {len(frame)} bytes describes {ends[-1]}")
+    return [frame[start:end] for start, end in pairwise(ends)]
 
 
 def decode_run(frame: memoryview, count: int, flag: int = 0) -> list[Item]:

@@ -33,13 +33,14 @@ _AWS_NAMES = {
 
 
 #: Microseconds as milliseconds: looking these up takes a fraction of formatting a float, once per request.
-_MS = [b"%d.%03d" % divmod(us, 1000) for us in range(1 << 13)]
+MS = [b"%d.%03d" % divmod(us, 1000) for us in range(1 << 13)]
+MS_MAX = len(MS)
 
 
 def ms_text(seconds: float) -> bytes:
     """Milliseconds with three decimals."""
     us = int(seconds * 1e6)
-    return _MS[us] if 0 <= us < len(_MS) else b"%.3f" % (seconds * 1e3)
+    return MS[us] if 0 <= us < MS_MAX else b"%.3f" % (seconds * 1e3)
 
 
 def timing(call: Call, run_us: int, size: int) -> bytes:

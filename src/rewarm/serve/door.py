@@ -16,7 +16,7 @@ from rewarm.facts.sandbox import StartKind
 from rewarm.obs.logs import LogStore
 from rewarm.obs.stats import FunctionStats
 from rewarm.serve import answers
-from rewarm.serve.answers import ms_text
+from rewarm.serve.answers import MS, MS_MAX, ms_text
 from rewarm.serve.call import Call
 from rewarm.serve.pump import Pump
 from rewarm.serve.router import Router
@@ -129,7 +129,9 @@ class Door:
                 usual += 1
                 if connection is not None and call.plain:  # type: ignore[attr-defined]
                     body = reply[4]
-                    connection.finish(call, forms[reply[1]] % (ms_text(waited_s), len(body), body))  # type: ignore[arg-type]
+                    us = int(waited_s * 1e6)
+                    text = MS[us] if us < MS_MAX else ms_text(waited_s)
+                    connection.finish(call, forms[reply[1]] % (text, len(body), body))  # type: ignore[arg-type]
                     continue
             else:
                 stats.codes[reply[0]] += 1

@@ -39,12 +39,7 @@ class FrontDoor(Connection):
     # ------------------------------------------------------------ bytes in
 
     def data_received(self, data: bytes) -> None:
-        if self._ending:
-            return
-        self._fresh = b""
-        if self.timeout_keep_alive_task is not None:
-            self._unset_keepalive_if_required()
-        if self._phase == IDLE and not self._stash:
+        if self._phase == IDLE and not self._special and self.timeout_keep_alive_task is None:
             head_bytes = data.find(b"\r\n\r\n") + 4
             plan = self.door.plans.get(data[:head_bytes])
             if plan is not None and len(data) == head_bytes + plan.body_bytes:
@@ -52,6 +47,12 @@ class FrontDoor(Connection):
                 self.deadline_s = INF
                 self._follow(plan, data[head_bytes:])
                 return
+        if self._ending:
+            return
+        self._fresh = b""
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        if self._phase == IDLE and not self._stash:
             self._fresh = data
         elif self._stash or (self._phase == WAIT and self._busy()):
             self._keep(data)
