@@ -22,6 +22,7 @@ from rewarm.control.measure import measure_forever
 from rewarm.control.plane import ControlPlane
 from rewarm.core.node import Node
 from rewarm.errors import PortInUse, SystemFault
+from rewarm.facts import messages as m
 from rewarm.obs.logs import LogStore
 from rewarm.policy import registry
 from rewarm.sandbox.guard import GuardedDriver
@@ -31,6 +32,9 @@ from rewarm.serve.protocol import bind
 from rewarm.store.store import Store
 
 log = logging.getLogger("rewarm")
+
+_CLOSE_S = 2  # for connections to take their last answer, once the requests are done
+_FORCE_POLL_S = 0.1
 
 
 def serve(config: ServerConfig) -> int:
@@ -56,7 +60,7 @@ async def _run(config: ServerConfig, store: Store, executor: Executor, sock: soc
     settings = uvicorn.Config(
         make_application(plane), http=bind(door), ws="none", lifespan="off", loop="asyncio", log_config=None,
         access_log=False, server_header=False, timeout_keep_alive=int(config.limits.keepalive_timeout_s),
-        timeout_graceful_shutdown=max(1, int(config.drain_s)), backlog=2048,
+        timeout_graceful_shutdown=_CLOSE_S, backlog=2048,
     )  # fmt: skip
     server = _Server(settings, door, executor, config.drain_s)
     host, port = sock.getsockname()[:2]
@@ -95,8 +99,13 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._door.draining = True
-        if not await self._executor.drain(self._drain_s):
-            log.warning("shutting down after %.0f s with requests unfinished", self._drain_s)
+        draining = asyncio.create_task(self._executor.drain(self._drain_s))
+        while not draining.done() and not self.force_exit:  # a second Ctrl-C means now
+            await asyncio.wait({draining}, timeout=_FORCE_POLL_S)
+        if not draining.done() or not draining.result():
+            draining.cancel()
+            log.warning("shutting down with requests unfinished")
+            self._executor.post(m.Draining(final=True))
         await super().shutdown(sockets)
 
 

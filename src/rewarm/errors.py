@@ -9,7 +9,6 @@ RewarmError
 │   ├── MethodNotAllowed        405
 │   ├── HeadersTooLarge         431
 │   ├── BodyTooLarge            413
-│   ├── LengthRequired          411
 │   ├── RequestTimeout          408  the client sent too slowly
 │   └── NotImplementedYet       501
 ├── Busy                        429  a bounded queue is full: retry later
@@ -96,11 +95,6 @@ class HeadersTooLarge(UsageError):
 class BodyTooLarge(UsageError):
     status = 413
     code = "body_too_large"
-
-
-class LengthRequired(UsageError):
-    status = 411
-    code = "length_required"
 
 
 class RequestTimeout(UsageError):

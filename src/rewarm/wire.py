@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from http import HTTPStatus
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -41,11 +42,16 @@ RUN, REPLY, HELLO, LOAD, LOADED, FAILED = 1, 2, 3, 4, 5, 6
 KIND_JSON, KIND_RAW, KIND_V2, KIND_LAMBDA = 0, 1, 2, 3
 # What a body is.
 FORM_JSON, FORM_RAW, FORM_V2_BINARY = 0, 1, 2
+FORMS = frozenset({FORM_JSON, FORM_RAW, FORM_V2_BINARY})
+STATUSES = frozenset(status.value for status in HTTPStatus)
 #: Answer flag: the status is about the user's function, not about the service.
 FLAG_FUNCTION_ERROR = 1
 
 BODY_BYTES_MAX = (1 << 32) - 1
 META_BYTES_MAX = (1 << 16) - 1
+#: Of one caller's answer. The worker refuses to send more; the server takes no frame that such answers can not fill.
+ANSWER_BYTES_MAX = 64 << 20
+CONTROL_BYTES_MAX = 1 << 20  # of a frame outside a batch; more than one read of a socket, see Reader.feed
 
 
 class WireError(Exception):
@@ -162,6 +168,8 @@ def decode_reply(frame: bytes, count: int, flag: int = 0) -> list[AnyAnswer]:
     """The answers of a REPLY frame. Raises WireError if the lengths do not add up."""
     if flag & 1:
         form = flag >> 1
+        if form not in FORMS:
+            raise WireError(f"a reply of form {form}")
         return [(200, form, 0, b"", body) for body in uniform_bodies(frame, count)]
     answers: list[AnyAnswer] = []
     rest = HEAD_BYTES + _ANSWER.size * count
@@ -170,11 +178,19 @@ def decode_reply(frame: bytes, count: int, flag: int = 0) -> list[AnyAnswer]:
     for status, form, flags, meta_len, body_len in _ANSWER.iter_unpack(memoryview(frame)[HEAD_BYTES:rest]):
         body_at = rest + meta_len
         end = body_at + body_len
+        if status not in STATUSES or form not in FORMS:
+            raise WireError(f"a reply of status {status} and form {form}")
         answers.append((status, form, flags, frame[rest:body_at] if meta_len else b"", frame[body_at:end]))
         rest = end
     if rest != len(frame):
         raise WireError(f"a reply of {len(frame)} bytes describes {rest}")
     return answers
+
+
+def reply_bytes_max(count: int) -> int:
+    """The longest frame that answers a batch of `count` requests may fill."""
+    longest = HEAD_BYTES + count * (_ANSWER.size + META_BYTES_MAX + ANSWER_BYTES_MAX)
+    return min(longest, FRAME_BYTES_MAX)
 
 
 def encode_plain(frame_type: int, body: bytes = b"", number: int = 0) -> bytes:
@@ -183,13 +199,13 @@ def encode_plain(frame_type: int, body: bytes = b"", number: int = 0) -> bytes:
 
 
 class Reader:
-    """Cuts a stream of chunks into frames."""
+    """Cuts a stream of chunks into frames of at most `limit` bytes."""
 
-    __slots__ = ("_buffer", "_need")
+    __slots__ = ("_buffer", "limit")
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = CONTROL_BYTES_MAX) -> None:
         self._buffer = bytearray()
-        self._need = HEAD_BYTES
+        self.limit = limit
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The frames that are complete now. Raises WireError on a head that cannot be one."""
@@ -200,10 +216,10 @@ class Reader:
         frames = []
         while len(buffer) >= HEAD_BYTES:
             length = HEAD.unpack_from(buffer)[0]
-            if not HEAD_BYTES <= length <= FRAME_BYTES_MAX:
-                raise WireError(f"a frame of {length} bytes")
+            if not HEAD_BYTES <= length <= self.limit:
+                raise WireError(f"a frame of {length} bytes, at most {self.limit}")
             if len(buffer) < length:
                 break
-            frames.append(bytes(buffer[:length]))
+            frames.append(bytes(memoryview(buffer)[:length]))  # one copy, not two
             del buffer[:length]
         return frames

@@ -190,7 +190,7 @@ def test_wrong_questions(deployed: Any) -> None:
 
 def test_body_over_the_limit_is_refused_before_it_is_sent(deployed: Any) -> None:
     with deployed.raw() as raw:
-        raw.send(b"POST /invoke/bad-echo HTTP/1.1\r\nhost: x\r\ncontent-length: 1048577\r\n\r\n")
+        raw.send(b"POST /invoke/bad-echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1048577\r\n\r\n")
         reply = raw.reply()
         assert "--body-limit" in reply.refused(413, "body_too_large") and reply.headers["connection"] == "close"
         assert raw.closed()
@@ -205,7 +205,7 @@ def test_body_over_the_limit_reaches_a_client_that_sends_it_all(deployed: Any) -
 
 def test_body_over_the_limit_in_chunks(deployed: Any) -> None:
     with deployed.raw() as raw:
-        raw.send(b"POST /invoke/bad-echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        raw.send(b"POST /invoke/bad-echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
         chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
         for _ in range(17):
             raw.send(chunk)
@@ -218,7 +218,7 @@ def test_headers_over_the_limit(deployed: Any, path: str) -> None:
     many = b"".join(b"x-%d: %s\r\n" % (number, b"y" * 40) for number in range(1000))
     for headers in (one, many):
         with deployed.raw() as raw:
-            raw.send(b"POST %s HTTP/1.1\r\nhost: x\r\n%scontent-length: 2\r\n\r\n{}" % (path.encode(), headers))
+            raw.send(b"POST %s HTTP/1.1\r\nhost: localhost\r\n%scontent-length: 2\r\n\r\n{}" % (path.encode(), headers))
             reply = raw.reply()
             assert "32768" in reply.refused(431, "headers_too_large")
 
@@ -408,7 +408,9 @@ def test_queue_full(gate: Gate, until: Any) -> None:
 def test_a_caller_who_hangs_up_in_the_queue_is_not_served(gate: Gate, until: Any) -> None:
     body = json.dumps(gate.event("gone")).encode()
     with gate.server.raw() as raw:
-        raw.send(b"POST /invoke/bad-gate HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+        raw.send(
+            b"POST /invoke/bad-gate HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+        )
         until(lambda: gate.queued() == 1, "it is queued")
     until(lambda: gate.queued() == 0, "it leaves the queue")
     gate.open()
@@ -419,7 +421,7 @@ def test_a_caller_who_hangs_up_in_the_queue_is_not_served(gate: Gate, until: Any
 def test_a_caller_who_hangs_up_with_several_pipelined(gate: Gate, until: Any) -> None:
     def one(name: str) -> bytes:
         body = json.dumps(gate.event(name)).encode()
-        return b"POST /invoke/bad-gate HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+        return b"POST /invoke/bad-gate HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
 
     with gate.server.raw() as raw:
         raw.send(b"".join(one(f"gone-{number}") for number in range(3)))
@@ -434,7 +436,9 @@ def test_a_caller_who_hangs_up_while_running_costs_nobody_else(deployed: Any, tm
     gate = Gate(deployed, tmp_path)
     body = json.dumps(gate.event("gone")).encode()
     with deployed.raw() as raw:
-        raw.send(b"POST /invoke/bad-gate HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+        raw.send(
+            b"POST /invoke/bad-gate HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+        )
         until(lambda: gate.ran() == ["gone"], "it runs")
     other = gate.send("other")
     gate.open()
@@ -446,7 +450,7 @@ def test_a_caller_who_hangs_up_while_running_costs_nobody_else(deployed: Any, tm
 
 
 def post(body: bytes, *lines: bytes, path: bytes = b"/invoke/bad-echo", version: bytes = b"1.1") -> bytes:
-    head = [b"POST %s HTTP/%s" % (path, version), b"host: x", b"content-length: %d" % len(body), *lines]
+    head = [b"POST %s HTTP/%s" % (path, version), b"host: localhost", b"content-length: %d" % len(body), *lines]
     return b"\r\n".join([*head, b"", b""]) + body
 
 
@@ -458,7 +462,7 @@ def post(body: bytes, *lines: bytes, path: bytes = b"/invoke/bad-echo", version:
     b"POST /invoke/bad-echo HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n{}",
     b"POST /invoke/bad-echo HTTP/1.1\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n{}",
     b"POST /invoke/bad-echo HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nxyz\r\n",
-    b"POST /invoke/bad-echo HTTP/1.1\r\nhost: x\r\nx-a: b\rc\r\n\r\n",
+    b"POST /invoke/bad-echo HTTP/1.1\r\nhost: localhost\r\nx-a: b\rc\r\n\r\n",
 ])  # fmt: skip
 def test_garbage(deployed: Any, garbage: bytes) -> None:
     with deployed.raw() as raw:
@@ -478,13 +482,13 @@ def test_garbage_behind_a_good_request(deployed: Any) -> None:
 
 def test_upgrades_are_refused(deployed: Any) -> None:
     with deployed.raw() as raw:
-        raw.send(b"GET /v2 HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+        raw.send(b"GET /v2 HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
         assert raw.reply().status in (200, 400)
 
 
 def test_connect_is_refused(deployed: Any) -> None:
     with deployed.raw() as raw:
-        raw.send(b"CONNECT example.org:443 HTTP/1.1\r\nhost: x\r\n\r\n")
+        raw.send(b"CONNECT example.org:443 HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert raw.reply().status in (400, 404, 405)
 
 
@@ -498,7 +502,7 @@ def test_pipelined_requests_are_answered_in_order(deployed: Any) -> None:
 
 
 def test_pipelined_requests_of_several_kinds(deployed: Any) -> None:
-    get = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+    get = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
     with deployed.raw() as raw:
         for parts in ([get, get, get], [post(b"1"), get], [get, post(b"1")], [get, post(b"1"), get, post(b"2")]):
             for part in parts:
@@ -508,7 +512,7 @@ def test_pipelined_requests_of_several_kinds(deployed: Any) -> None:
 
 
 def test_mixed_kinds_in_one_piece_are_refused_in_order(deployed: Any) -> None:
-    get = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+    get = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
     for parts, first in (([get, get, post(b"1")], {"live": True}), ([post(b"1"), post(b"1"), get], 1)):
         with deployed.raw() as raw:
             raw.send(b"".join(parts))
@@ -519,13 +523,13 @@ def test_mixed_kinds_in_one_piece_are_refused_in_order(deployed: Any) -> None:
 def some_request(random: Random, number: int) -> tuple[bytes, int, bytes | None, bool]:
     """(bytes, status, body, whether it is an invocation)"""
     body, echoed = b'{"n": %d}' % number, b'{"n":%d}' % number
-    chunked = b"POST /invoke/bad-echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    chunked = b"POST /invoke/bad-echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
     aws = b"/2015-03-31/functions/bad-echo/invocations"
     return random.choice([
         (post(body), 200, echoed, True), (post(body), 200, echoed, True), (post(body, path=aws), 200, echoed, True),
         (chunked + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body), 200, echoed, True),
         (post(body, path=b"/invoke/nothing"), 404, None, True), (post(b"{" * 8), 400, None, True),
-        (b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n", 200, b'{"live":true}', False),
+        (b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n", 200, b'{"live":true}', False),
         (post(post(body)).replace(b"POST", b"PUT", 1), 405, None, False),
     ])  # fmt: skip
 
@@ -589,7 +593,7 @@ def test_the_same_head_again_means_the_same(deployed: Any) -> None:
         assert raw.reply().json() == {"n": 7}
         raw.send(post(b'{"n": 8}') + post(b'{"n": 9}'))
         assert [raw.reply().json()["n"] for _ in range(2)] == [8, 9]
-        raw.send(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        raw.send(b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert raw.reply().json() == {"live": True}
         raw.send(post(b'{"n": 5}'))
         assert raw.reply().json() == {"n": 5}
@@ -607,10 +611,10 @@ def test_the_body_of_a_refused_request_is_never_a_request(deployed: Any) -> None
             warm.reply()
     before = deployed.stats("bad-echo")["requests"]
     with deployed.raw() as raw:
-        raw.send(b"PUT /invoke/bad-echo HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(hidden))
+        raw.send(b"PUT /invoke/bad-echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(hidden))
         raw.reply().refused(405, "method_not_allowed")
         raw.send(hidden)
-        raw.send(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+        raw.send(b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert raw.reply().json() == {"live": True}
     assert deployed.stats("bad-echo")["requests"] == before
 
@@ -638,7 +642,7 @@ def test_expect_100_continue(deployed: Any) -> None:
 
 
 def test_chunked_bodies(deployed: Any) -> None:
-    head = b"POST /invoke/bad-echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = b"POST /invoke/bad-echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
     with deployed.raw() as raw:
         for _ in range(2):
             raw.send(head + b'3\r\n{"n\r\n5;x=y\r\n": 1}\r\n0\r\ntrailer: yes\r\n\r\n')
@@ -703,7 +707,7 @@ def test_dripping_headers(strict: Any, path: str) -> None:
 def test_a_body_that_does_not_come(strict: Any, verb: str, path: str) -> None:
     since_s = time.monotonic()
     with strict.raw() as raw:
-        raw.send(b"%s %s HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{" % (verb.encode(), path.encode()))
+        raw.send(b"%s %s HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{" % (verb.encode(), path.encode()))
         assert "body" in raw.reply().refused(408, "request_timeout")
     assert time.monotonic() - since_s < PATIENCE_S
 
@@ -713,7 +717,7 @@ def test_connections_that_say_nothing_are_closed(strict: Any) -> None:
     with strict.raw() as silent, strict.raw() as idle, strict.raw() as admin:
         idle.send(post(b"{}"))
         assert idle.reply().status == 200
-        admin.send(b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n")
+        admin.send(b"GET /v2 HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert admin.reply().status == 200
         assert silent.closed() and idle.closed() and admin.closed()
     assert time.monotonic() - since_s < PATIENCE_S
@@ -724,7 +728,7 @@ def test_a_connection_in_use_is_not_idle(strict: Any) -> None:
     with strict.raw() as raw:
         raw.send(post(b'{"n": 0}'))  # from here on its head is known
         assert raw.reply().status == 200
-        raw.send(b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n")
+        raw.send(b"GET /v2 HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert raw.reply().status == 200
         for number in range(9):
             raw.send(post(b'{"n": %d}' % number))
@@ -764,7 +768,7 @@ def test_too_many_connections(strict: Any, until: Any) -> None:
     held = [strict.raw() for _ in range(8)]
     try:
         for each in held[1:]:
-            each.send(b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n")
+            each.send(b"GET /v2 HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert each.reply().status == 200
         with strict.raw() as refused:
             reply = refused.reply()

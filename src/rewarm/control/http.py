@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
+import asyncio
+import ipaddress
+import re
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -10,17 +13,24 @@ from typing import Any
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rewarm.control.plane import ControlPlane
-from rewarm.errors import BadRequest, BodyTooLarge, MethodNotAllowed, NotFound, RewarmError
+from rewarm.errors import BadRequest, BodyTooLarge, Busy, MethodNotAllowed, NotFound, RewarmError
 from rewarm.facts.function import FunctionSpec
 from rewarm.obs.metrics import Collector, page
+from rewarm.store.disk import disk_errors
 
 Handler = Callable[[Request], Awaitable[Response]]
 _EXTENSIONS = ["binary_tensor_data", "model_repository"]
+_UPLOADS_MAX = 2  # at a time: each may fill deploy_bytes_max of the disk
+_UPLOAD_WAIT_S = 30.0  # shorter than the front door waits for a body that nobody reads
+_WRITE_BYTES = 1 << 20
+_LOCAL_HOST = re.compile(rb"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d*)?", re.IGNORECASE)
 
 
 def make_application(plane: ControlPlane) -> Starlette:
@@ -56,7 +66,37 @@ def make_application(plane: ControlPlane) -> Starlette:
         *(Route(path, views.wrong_verb, methods=["GET", "PUT", "DELETE", "PATCH"]) for path in invocation),
     ]
     handlers: dict[Any, Any] = {RewarmError: _error, HTTPException: _http_error, Exception: _fault}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    guards = [Middleware(_LocalHostOnly)] if _is_loopback(plane.config.host) else []
+    return Starlette(routes=routes, exception_handlers=handlers, middleware=guards)
+
+
+class _LocalHostOnly:
+    """Refuses requests that were meant for another host: a web page can give its own name the address 127.0.0.1.
+
+    No Host at all is fine, as no browser does that.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        hosts = [value for name, value in scope.get("headers", ()) if name == b"host"]
+        foreign = [host for host in hosts if not _LOCAL_HOST.fullmatch(host)]
+        if not foreign:
+            await self._app(scope, receive, send)
+            return
+        text = (
+            "a server on a loopback address answers here to the hosts localhost, 127.0.0.1 and [::1] only, "
+            f"not to {foreign[0].decode('latin-1')!r}; a proxy in front must set the Host header"
+        )
+        await _json({"error": text, "code": "forbidden_host"}, 403)(scope, receive, send)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _json(data: Any, status: int = 200) -> Response:
@@ -94,6 +134,7 @@ class _Views:
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
         self._collector = Collector(plane.stats, plane.executor.layers, plane.gauges)
+        self._uploads = asyncio.Semaphore(_UPLOADS_MAX)
 
     async def index(self, request: Request) -> Response:
         return _json({"name": "rewarm", "version": self._plane.version, "api": "/api/v1/server", "v2": "/v2"})
@@ -218,23 +259,38 @@ class _Views:
 
     async def deploy(self, request: Request) -> Response:
         limit = self._plane.config.limits.deploy_bytes_max
-        with tempfile.TemporaryDirectory(prefix="upload-", dir=self._plane.store.home.tmp_dir) as folder:
-            upload = Path(folder) / "upload.tar"
-            await _receive(request, upload, limit)
-            return _json(await self._plane.deploy(upload), 201)
+        folder = self._plane.store.stage()
+        try:
+            try:
+                async with asyncio.timeout(_UPLOAD_WAIT_S):
+                    await self._uploads.acquire()
+            except TimeoutError:
+                raise Busy(f"{_UPLOADS_MAX} other uploads are under way; deploy again when they are done") from None
+            try:
+                await _receive(request, folder / "upload.tar", limit)
+            finally:
+                self._uploads.release()
+            return _json(await self._plane.deploy(folder / "upload.tar"), 201)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 async def _receive(request: Request, path: Path, limit: int) -> None:
-    received = 0
-    with path.open("wb") as file:
+    """The body into a file; the disk is only waited for in threads."""
+    received, gathered = 0, bytearray()
+    with disk_errors("store the upload", path), path.open("wb") as file:
         try:
             async for chunk in request.stream():
                 received += len(chunk)
                 if received > limit:
                     raise BodyTooLarge(f"an upload may have {limit} bytes at most")
-                file.write(chunk)
+                gathered += chunk
+                if len(gathered) >= _WRITE_BYTES:
+                    await asyncio.to_thread(file.write, gathered)
+                    gathered = bytearray()
         except ClientDisconnect:
             raise BadRequest("the upload broke off") from None
+        await asyncio.to_thread(file.write, gathered)
 
 
 def _number(request: Request, name: str, default: int | None) -> int | None:

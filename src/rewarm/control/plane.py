@@ -69,7 +69,7 @@ class ControlPlane:
         async with self._deploying:
             revision, unchanged = await asyncio.to_thread(deploy, self.store, upload)
             self._announce(revision)
-            await asyncio.to_thread(self.store.collect)
+            await asyncio.to_thread(self.store.collect, self._in_use())
         log.info("deployed %s version %d (%s)", revision.name, revision.version, revision.digest[:12])
         return {
             "name": revision.name, "version": revision.version, "digest": revision.digest, "unchanged": unchanged,
@@ -86,15 +86,20 @@ class ControlPlane:
         if known is None or known.digest != revision.digest:
             self.stats[revision.name] = FunctionStats(revision.spec.memory_bytes, revision.spec.slo_s)
 
+    def _in_use(self) -> set[str]:
+        """Code and weights of every living instance, those among them that finish a call of an older revision."""
+        alive = [sandbox.revision for sandbox in self.node.pool.sandboxes.values()]
+        return {revision.code_dir for revision in alive} | {r.weights_path for r in alive if r.weights_path is not None}
+
     async def remove(self, name: str) -> dict[str, Any]:
-        self._known(name)
+        """Forget a function, one that cannot be served included. Raises NotFound."""
         async with self._deploying:
             await asyncio.to_thread(self.store.remove, name)
             self.revisions.pop(name, None)
             self.executor.post(m.Removed(name))
             self.stats.pop(name, None)
             self.logs.forget(name)
-            await asyncio.to_thread(self.store.collect)
+            await asyncio.to_thread(self.store.collect, self._in_use())
         return {"name": name, "removed": True}
 
     def order(self, name: str, verb: str) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Node:
         self.timers = Timers()
         self.pool = Pool(Ledger(budget_bytes), self.timers, keepalive)
         self.draining = False
+        self.closing = False  # draining took too long: nothing is started any more
         self._starved = False  # some function waits for memory
         self._handlers: dict[type, Callable[..., None]] = {
             m.Arrived: self._arrived, m.RunDone: self._run_done, m.Cancelled: self._cancelled, m.Raised: self._raised,
@@ -96,7 +97,7 @@ class Node:
             self.timers.arm(fn, request.deadline_s)
         if fn.idle:
             self._pump(fn, now, out)
-        elif (now >= fn.scale_at_s or not fn.sandboxes) and len(fn.sandboxes) < fn.revision.spec.max_instances:
+        elif now >= fn.scale_at_s or not fn.sandboxes:
             self._scale(fn, now, out)
 
     def _cancelled(self, event: m.Cancelled, now: float, out: list[Effect]) -> None:
@@ -149,6 +150,7 @@ class Node:
         if sandbox.run_deadline_s < sandbox.timer_at_s:
             self.timers.arm(sandbox, sandbox.run_deadline_s)
         ready_at_s = sandbox.ready_at_s
+        batch[0].sandbox_id = sandbox.id
         for request in batch:
             request.started_s = now
             if request.arrived_s < ready_at_s:  # it had to wait for this start
@@ -184,8 +186,10 @@ class Node:
         The rule is ski rental: a queue that the present instances will have served before a new one could be ready
         is not worth a start. Without a known run time, waiting as long as a start takes is the evidence.
         """
+        if self.closing:
+            return
         limit = fn.revision.spec.max_instances
-        while fn.queue and len(fn.sandboxes) < limit and scaling.wants_one(fn, self.timers, now):
+        while fn.queue and fn.own < limit and scaling.wants_one(fn, self.timers, now):
             if not self._start(fn, now, out):
                 return
         # The answer does not change from one arrival to the next; what ends or wakes asks again in any case.
@@ -195,10 +199,9 @@ class Node:
         if self.pool.start(fn, now, out) is not None:
             fn.starved = False
             return True
-        budget = self.pool.ledger.budget_bytes
-        if self.pool.need_bytes(fn) > budget or not self.pool.sandboxes:
-            error = refusals.over_budget(fn, self.pool.need_bytes(fn), budget)
-            self._reject_all(fn, error, out)
+        need, budget = self.pool.need_bytes(fn), self.pool.ledger.budget_bytes
+        if need > budget or not (self.pool.sandboxes or self.pool.langs):
+            self._reject_all(fn, refusals.over_budget(fn, need, budget), out)
         elif fn.live == 0:
             fn.starved = self._starved = True
         return False
@@ -276,8 +279,7 @@ class Node:
     # ------------------------------------------------------------ functions
 
     def _deployed(self, event: m.Deployed, now: float, out: list[Effect]) -> None:
-        revision = event.revision
-        spec = revision.spec
+        revision, spec = event.revision, event.revision.spec
         batching = registry.batching(spec.batching, spec)
         keepalive = registry.keepalive(spec.keepalive) if spec.keepalive is not None else self.pool.keepalive
         fn = self.functions.get(revision.name)
@@ -286,14 +288,8 @@ class Node:
             return
         if fn.revision.digest == revision.digest:
             return
-        fresh = FunctionState(revision, batching, keepalive)
-        fresh.sandboxes, fresh.queue = fn.sandboxes, fn.queue
-        fn.revision, fn.key, fn.batching, fn.keepalive = revision, fresh.key, batching, keepalive
-        fn.watches, fn.batching_watches, fn.queue_max = fresh.watches, fresh.batching_watches, fresh.queue_max
-        fn.start_s, fn.user_s, fn.resident, fn.last_error = fresh.start_s, fresh.user_s, fresh.resident, None
-        for sandbox in list(fn.sandboxes.values()):
-            if sandbox.state is not State.BUSY:
-                self.pool.destroy(sandbox, "outdated", out)
+        fn.take_on(revision, batching, keepalive)
+        self._end_unless_busy(fn, "outdated", out)
         if fn.queue:
             self._scale(fn, now, out)
 
@@ -303,9 +299,12 @@ class Node:
             return
         fn.removed = True
         self._reject_all(fn, NotFound(f"the function {fn.name!r} was removed"), out)
+        self._end_unless_busy(fn, "removed", out)
+
+    def _end_unless_busy(self, fn: FunctionState, reason: str, out: list[Effect]) -> None:
         for sandbox in list(fn.sandboxes.values()):
             if sandbox.state is not State.BUSY:
-                self.pool.destroy(sandbox, "removed", out)
+                self.pool.destroy(sandbox, reason, out)
 
     def _flush(self, event: m.Flush, now: float, out: list[Effect]) -> None:
         fn = self.functions.get(event.function)
@@ -326,7 +325,11 @@ class Node:
 
     def _drain(self, event: m.Draining, now: float, out: list[Effect]) -> None:
         self.draining = True
+        if event.final:
+            self.closing = self.pool.closing = True
         for fn in self.functions.values():
+            if event.final:
+                self._reject_all(fn, refusals.draining(), out)
             if fn.queue:
                 fn.flushing = True
                 self._pump(fn, now, out)
@@ -342,8 +345,7 @@ class Node:
                 self._wake_sandbox(sleeper, now, out)
             elif isinstance(sleeper, FunctionState):
                 self._wake_function(sleeper, now, out)
-            else:
-                assert isinstance(sleeper, LangLayer)
+            elif isinstance(sleeper, LangLayer):
                 self.pool.wake_lang(sleeper, now, out)
 
     def _wake_function(self, fn: FunctionState, now: float, out: list[Effect]) -> None:
@@ -354,12 +356,10 @@ class Node:
             room = len(fn.sandboxes) < fn.revision.spec.max_instances
             if room and not fn.idle and not fn.rising and not self.draining:
                 self.pool.start(fn, now, out)
-        if any(request.deadline_s <= now for request in fn.queue):
-            late = [request for request in fn.queue if request.deadline_s <= now]
-            for request in late:
-                fn.queue.remove(request)
-                out.append(m.Reject(request, refusals.late(request, now)))
-            fn.flushing = fn.flushing and bool(fn.queue)
+        for request in [request for request in fn.queue if request.deadline_s <= now]:
+            fn.queue.remove(request)
+            out.append(m.Reject(request, refusals.late(request, now)))
+        fn.flushing = fn.flushing and bool(fn.queue)
         fn.wake_s = INF
         if fn.queue:
             if fn.idle:

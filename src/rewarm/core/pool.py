@@ -37,6 +37,7 @@ class Pool:
         self.lang_bytes: dict[LangKey, Mean] = {}
         self.children: Counter[LangKey] = Counter()  # sandboxes of a key that are not gone
         self.dying: dict[int | LangKey, int] = {}  # bytes that are about to come back
+        self.closing = False  # nothing is raised any more
         self.evictions = 0
         self._next_id = 1
 
@@ -118,7 +119,7 @@ class Pool:
         waiting = [s for s in lang.waiting if s.state is State.BARE]
         if error is not None and lang.state is LangState.RISING:
             return waiting
-        if waiting:  # somebody came while it was on its way out
+        if waiting and not self.closing:  # somebody came while it was on its way out
             self._lang_for(key, now, out).waiting = waiting
         return []
 

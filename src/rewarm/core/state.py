@@ -41,10 +41,7 @@ class FunctionState:
 
     def __init__(self, revision: Revision, batching: BatchingPolicy, keepalive: KeepalivePolicy) -> None:
         self.name = revision.name
-        self.revision = revision
-        self.key: LangKey = revision.spec.lang_key
-        self.batching = batching
-        self.keepalive = keepalive
+        self.take_on(revision, batching, keepalive)
         self.queue: deque[Request] = deque()
         self.sandboxes: dict[int, Sandbox] = {}  # all that are not GONE, dying ones included
         self.idle: list[Sandbox] = []  # READY, most recently used last
@@ -52,19 +49,32 @@ class FunctionState:
         self.flushing = False
         self.removed = False
         self.starved = False  # wants an instance and there is no memory for it now
-        self.start_s = Mean(0.25)  # from the decision to READY
-        self.user_s = Mean(0.1)  # what the User layer alone costs
-        self.resident = Mean(32 << 20)
-        self.last_error: RewarmError | None = None
-        # A policy that ignores arrivals says so with a class attribute, which saves a call per request.
-        self.watches = getattr(keepalive, "watches_arrivals", True)
-        self.batching_watches = getattr(batching, "watches_arrivals", True)
-        self.queue_max = revision.spec.queue_max
         self.retry_at_s = -INF  # after a failed start: no further one before this, while others live
         self.scale_at_s = -INF  # arrivals do not ask for more instances before this
         self.timer_at_s = INF
         self.wake_s = INF  # when the batching policy wants to be asked again
         self.prewarm_at_s = INF
+
+    def take_on(self, revision: Revision, batching: BatchingPolicy, keepalive: KeepalivePolicy) -> None:
+        """Answer with `revision` from now on. What was measured of the one before says nothing about it."""
+        self.revision = revision
+        self.key: LangKey = revision.spec.lang_key
+        self.batching = batching
+        self.keepalive = keepalive
+        # A policy that ignores arrivals says so with a class attribute, which saves a call per request.
+        self.watches = getattr(keepalive, "watches_arrivals", True)
+        self.batching_watches = getattr(batching, "watches_arrivals", True)
+        self.queue_max = revision.spec.queue_max
+        self.start_s = Mean(0.25)  # from the decision to READY
+        self.user_s = Mean(0.1)  # what the User layer alone costs
+        self.resident = Mean(32 << 20)
+        self.last_error: RewarmError | None = None
+
+    @property
+    def own(self) -> int:
+        """Sandboxes of the current revision, dying ones included: those of an older one are on their way out."""
+        revision = self.revision
+        return sum(s.revision is revision for s in self.sandboxes.values())
 
     @property
     def live(self) -> int:

@@ -17,12 +17,16 @@ class Sleeper(Protocol):
     timer_at_s: float
 
 
+_COMPACT_MIN = 1024
+
+
 class Timers:
-    __slots__ = ("_sequence", "heap")
+    __slots__ = ("_compact_at", "_sequence", "heap")
 
     def __init__(self) -> None:
         self.heap: list[tuple[float, int, Sleeper]] = []  # a heapq; to be read, not changed, from outside
         self._sequence = 0
+        self._compact_at = _COMPACT_MIN
 
     def arm(self, sleeper: Sleeper, at_s: float) -> None:
         """Wake `sleeper` no later than `at_s`. Cheap if it wakes before that anyway."""
@@ -30,6 +34,14 @@ class Timers:
             sleeper.timer_at_s = at_s
             self._sequence += 1
             heapq.heappush(self.heap, (at_s, self._sequence, sleeper))
+            if len(self.heap) >= self._compact_at:
+                self._compact()
+
+    def _compact(self) -> None:
+        """Drop outgrown entries. In place: drivers hold the list. Its cost is spread over as many pushes again."""
+        self.heap[:] = [entry for entry in self.heap if entry[0] == entry[2].timer_at_s]
+        heapq.heapify(self.heap)
+        self._compact_at = max(_COMPACT_MIN, 2 * len(self.heap))
 
     def next_s(self) -> float | None:
         """The earliest moment, or None."""

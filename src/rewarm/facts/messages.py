@@ -114,7 +114,9 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Draining:
-    """No new requests; what is queued and running is finished."""
+    """No new requests; what is queued and running is finished. `final`: what is still queued is refused after all."""
+
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ class Request:
     start = StartKind.WARM
     init_s = 0.0
     started_s = 0.0
+    sandbox_id = 0  # of the instance that runs the batch; on the batch's first request only
 
     def __init__(self, function: str, arrived_s: float, deadline_s: float, payload: Any = None) -> None:
         self.function = function

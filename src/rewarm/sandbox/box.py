@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import socket
 from collections import deque
@@ -19,6 +18,7 @@ from rewarm import wire
 from rewarm.errors import RewarmError
 from rewarm.facts.function import FunctionSpec
 from rewarm.facts.request import Request
+from rewarm.store.disk import Disk
 
 _READ_BYTES = 1 << 16  # a larger buffer is allocated with mmap, each time
 _LOG_READ_BYTES = 1 << 16
@@ -26,6 +26,12 @@ _LOG_BURST_BYTES = 1 << 20  # read per pause from one sandbox; a flood then wait
 _LOG_PAUSE_S = 0.25
 _ORPHAN_GRACE_S = 0.2
 _EOF_GRACE_S = 1.0
+
+
+def remove_scratch(path: Path) -> None:
+    """Remove what user code left, read-only directories included; blocks."""
+    with contextlib.suppress(OSError):  # the next start of a server clears what is left of `run/`
+        Disk().remove_tree(path)
 
 
 class Box:
@@ -138,6 +144,10 @@ class Box:
         if not self.released:
             self._hang_up()
 
+    def expect(self, frame_bytes_max: int) -> None:
+        """The longest frame that is taken from now on; a longer one ends the sandbox."""
+        self._reader.limit = frame_bytes_max
+
     def send(self, frame: bytes) -> None:
         """Queue a frame; sent at once if the socket takes it. A dead peer is noticed by the reader, not here."""
         if self._unsent:
@@ -229,4 +239,4 @@ class Box:
         try:
             self.scratch.rmdir()
         except OSError:  # user code left files: may be many, so not on the event loop
-            self._loop.run_in_executor(None, shutil.rmtree, self.scratch, True)
+            self._loop.run_in_executor(None, remove_scratch, self.scratch)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +24,7 @@ from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import SandboxState
 from rewarm.kernel import PACKET_BYTES_MAX, SINGLE_THREADED_ENV
-from rewarm.sandbox.box import Box
+from rewarm.sandbox.box import Box, remove_scratch
 from rewarm.sandbox.port import Node, Sink
 from rewarm.sandbox.reaper import Reaper
 
@@ -129,6 +128,7 @@ class ProcessDriver:
         box.batch = requests
         box.sequence = (box.sequence + 1) & 0xFFFFFFFF
         items = [request.payload for request in requests]
+        box.expect(wire.reply_bytes_max(len(items)))
         box.send(wire.encode_run(items, box.sequence, int(box.spec.timeout_s * 1e3)))
 
     def _destroy(self, effect: m.Destroy) -> None:
@@ -193,6 +193,7 @@ class ProcessDriver:
             box.stop(_INTRUDED)
             return
         box.batch = None
+        box.expect(wire.CONTROL_BYTES_MAX)
         if not box.destroyed:  # else the core has answered them already
             self._sink.post(m.RunDone(box.id, run_us * 1e-6))  # first: the instance works while we answer
             self._sink.answer(requests, answers, run_us)
@@ -213,7 +214,9 @@ class ProcessDriver:
     def _sweep(self) -> None:
         """Kill what user code of gone sandboxes left behind, unless a fork is on its way (its child is unknown yet)."""
         forking = any(box.pid is None and box.far_log_fd < 0 for box in self._boxes.values())
-        if not forking and all(zygote.pid is not None for zygote in self._zygotes.values()):
+        if forking or any(zygote.pid is None for zygote in self._zygotes.values()):
+            self._loop.call_later(_SWEEP_AFTER_S, self._sweep)
+        elif self._closing is None:
             self._reaper.sweep(self._session)
 
     # ------------------------------------------------------------ zygotes
@@ -331,7 +334,7 @@ class ProcessDriver:
     def _clear(self) -> None:
         """What user code left in its directories, where the removal is still under way."""
         for scratch in self._run_dir.glob("sandbox-*"):
-            shutil.rmtree(scratch, ignore_errors=True)
+            remove_scratch(scratch)
 
     def _signal_closed(self) -> None:
         if self._closing is not None and not self._boxes and not self._zygotes:

@@ -139,7 +139,7 @@ class Door:
                 if reply[0] >= 400:
                     stats.errors += 1
             if connection is not None:
-                extra = common if not call.log_tail else common + self._tail(call, run_us)  # type: ignore[attr-defined, arg-type]
+                extra = common if not call.log_tail else common + self._tail(call, requests, run_us)  # type: ignore[attr-defined, arg-type]
                 connection.finish(call, answers.render(call, reply, run_us, size, extra))  # type: ignore[arg-type]
         stats.took(taken, waited)
         stats.requests += size
@@ -161,9 +161,14 @@ class Door:
         if connection is not None:
             connection.finish(request, answers.render_error(request, error, self.date_line))  # type: ignore[arg-type]
 
-    def _tail(self, call: Call, run_us: int) -> bytes:
-        self.backend.drain_logs(call.function)
-        lines = [line.text for line in self.backend.logs.of(call.function).tail(200, since_s=call.wall_s)]
+    def _tail(self, call: Call, batch: list[Request], run_us: int) -> bytes:
+        """The caller's own lines: of this instance since the run began; none where a batch mixes several callers'."""
+        lines: list[str] = []
+        if len(batch) == 1:
+            self.backend.drain_logs(call.function)
+            began_s = call.wall_s + call.started_s - call.arrived_s
+            log = self.backend.logs.of(call.function)
+            lines = [line.text for line in log.tail(200, batch[0].sandbox_id, began_s)]
         revision = self.backend.revisions.get(call.function)
         memory_mb = revision.spec.memory_bytes >> 20 if revision is not None else 0
         return answers.lambda_log(call, lines, run_us * 1e-3, memory_mb)

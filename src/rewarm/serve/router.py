@@ -12,6 +12,7 @@ _INVOKE = re.compile(r"/invoke/([^/]+)")
 _V2 = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _LAMBDA = re.compile(r"/2015-03-31/functions/([^/]+)/invocations")
 _CACHE_MAX = 4096
+_CACHED_URL_BYTES_MAX = 256
 
 
 class Target(NamedTuple):
@@ -33,9 +34,11 @@ class Router:
         try:
             return self._known[url]
         except KeyError:
-            if len(self._known) >= _CACHE_MAX:
-                self._known.clear()  # bounded against a caller that makes up URLs
-            target = self._known[url] = parse(url)
+            target = parse(url)
+            if len(url) <= _CACHED_URL_BYTES_MAX:
+                if len(self._known) >= _CACHE_MAX:
+                    self._known.clear()  # bounded against a caller that makes up URLs
+                self._known[url] = target
             return target
 
 

@@ -53,7 +53,7 @@ class DeployRequest:
         if unknown:
             raise BadDefinition(f"{MANIFEST} has unknown keys {unknown}; it takes {', '.join(_KEYS)}")
         if not isinstance(data.get("file"), str):
-            raise BadDefinition(f'{MANIFEST} needs "file", the path of the Python file to deploy')
+            raise BadDefinition(f'{MANIFEST} needs "file", the name of the Python file to deploy')
         for key in ("select", "handler", "name"):
             if data.get(key) is not None and not isinstance(data[key], str):
                 raise BadDefinition(f"{MANIFEST}: {key} must be a string or null, not {data[key]!r}")
@@ -62,9 +62,15 @@ class DeployRequest:
         if data.get("name") is not None:
             check_name(data["name"])
         try:
-            return DeployRequest(**{**data, "file": safe_path(data["file"])})
+            file = safe_path(data["file"])
         except BadRequest as error:
             raise BadDefinition(f"{MANIFEST}: file: {error.message}") from None
+        if "/" in file:  # modules are found from the top of the code folder
+            folder, _, name = file.rpartition("/")
+            raise BadDefinition(
+                f"file {file!r} lies in a subfolder: deploy the folder that holds the file ({folder}), as {name!r}"
+            )
+        return DeployRequest(**{**data, "file": file})
 
 
 def extract(

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
@@ -125,14 +126,16 @@ class Store:
         with self._lock:
             return self._unreferenced()
 
-    def collect(self) -> list[Path]:
+    def collect(self, keep: Iterable[str | Path] = ()) -> list[Path]:
         """Keeps the current and the previous revision of each function and removes every other file → what went.
 
-        Raises SystemFault; what was removed until then stays removed.
+        `keep` are the code folders and weights files that somebody still uses, whatever revision they belong to; a
+        later collection takes them. Raises SystemFault; what was removed until then stays removed.
         """
+        spared = {folder for path in map(Path, keep) for folder in (path, path.parent)}
         with self._lock:
             self._registry.prune()
-            gone = self._unreferenced()
+            gone = [path for path in self._unreferenced() if path not in spared]
             for path in gone:
                 drop(self.home, path, self._disk)
             return gone

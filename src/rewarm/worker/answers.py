@@ -22,6 +22,11 @@ class Outcome(NamedTuple):
     bodies: list[bytes] = []  # noqa: RUF012 - never changed, the usual default of a NamedTuple
 
 
+class AnswerTooLarge(Exception):
+    """Of one caller; the others of its batch get theirs."""
+
+
+_ERROR_CHARS_MAX = 1 << 18  # of what user code raised, as AWS's clients see it
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 
 
@@ -37,7 +42,7 @@ def raised(kind: int, error: BaseException, code_dir: str | None, request_id: st
         frames = traceback.extract_tb(error.__traceback__)
         own = [f for f in frames if code_dir is None or f.filename.startswith(code_dir)]
         body = {
-            "errorMessage": str(error), "errorType": type(error).__name__, "requestId": request_id,
+            "errorMessage": str(error)[:_ERROR_CHARS_MAX], "errorType": type(error).__name__, "requestId": request_id,
             "stackTrace": [f"  {f.name} line {f.lineno}\n    {f.line}\n" for f in own],
         }  # fmt: skip
         return wire.Answer(200, wire.FORM_JSON, wire.FLAG_FUNCTION_ERROR, b"", orjson.dumps(body))
@@ -50,12 +55,23 @@ def request_id(item: wire.Item) -> str:
     return str(orjson.loads(item.meta)["request_id"]) if item.kind == wire.KIND_LAMBDA and item.meta else ""
 
 
+def bounded(answer: wire.Answer) -> wire.Answer:
+    """The same. Raises AnswerTooLarge if it is more than a caller may get."""
+    if len(answer.body) > wire.ANSWER_BYTES_MAX:
+        limit = f"at most {wire.ANSWER_BYTES_MAX} ({wire.ANSWER_BYTES_MAX >> 20} MB) are allowed"
+        raise AnswerTooLarge(f"the answer has {len(answer.body)} bytes, {limit}")
+    return answer
+
+
 def value(result: Any) -> wire.Answer:
-    """What a handler returned: bytes as they are, everything else as JSON. Raises TypeError if it is neither."""
+    """What a handler returned: bytes as they are, everything else as JSON.
+
+    Raises TypeError if it is neither and AnswerTooLarge if it is too much.
+    """
     if isinstance(result, bytes | bytearray | memoryview):
-        return wire.Answer(200, wire.FORM_RAW, 0, b"", bytes(result))
+        return bounded(wire.Answer(200, wire.FORM_RAW, 0, b"", bytes(result)))
     try:
         body = orjson.dumps(result, option=_OPTIONS)
     except (TypeError, ValueError):
         body = json.dumps(result).encode()  # integers beyond 64 bits, and the final word on what is not JSON
-    return wire.Answer(200, wire.FORM_JSON, 0, b"", body)
+    return bounded(wire.Answer(200, wire.FORM_JSON, 0, b"", body))

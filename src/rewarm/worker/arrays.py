@@ -20,10 +20,14 @@ from rewarm.errors import BadRequest
 from rewarm.facts.function import DTYPES, FunctionSpec
 from rewarm.worker import answers
 from rewarm.worker.tensors import Array, Input, Wanted, make_input, row_from_json, row_from_raw, rows_from_v2
+from rewarm.worker.user import one_line
 
 _JSON_ARRAYS = orjson.OPT_SERIALIZE_NUMPY
 _BUFFER_TYPE = {"f": "d", "i": "i", "u": "u"}  # numpy kind → pysimdjson's 64-bit buffer type
 _BUFFER_DTYPE = {"d": np.dtype("f8"), "i": np.dtype("i8"), "u": np.dtype("u8")}
+
+#: What outputs usually are, told without spelling the dtype's name, which is slow.
+_CARRIED = frozenset({*(np.dtype(name).type for name in DTYPES), np.str_, np.bytes_})
 
 _JOINT_SIZE_MAX = 64  # above this, counting commas costs more than parsing together saves
 
@@ -78,19 +82,26 @@ class ArrayEngine:
         outputs, run_us = self._call({spec.name: shaped}, count)
         if isinstance(outputs, Exception):
             return answers.Outcome(run_us, [self._raised(outputs, wire.Item(kind, b"", b""))] * count)
-        if len(outputs) > 1:
-            return answers.Outcome(run_us, [_encode_plain(outputs, place, kind) for place in range(count)])
-        (only,) = outputs.values()
-        rows = _plain(only)
-        if kind == wire.KIND_RAW:
-            return answers.Outcome(run_us, None, wire.FORM_RAW, [row.tobytes() for row in rows])
-        if rows.ndim == 2 and rows.size and rows.dtype.kind in "fiu":
-            text = orjson.dumps(rows, option=_JSON_ARRAYS)  # [[…],[…]]: numbers only, so "],[" is between rows alone
-            return answers.Outcome(run_us, None, wire.FORM_JSON, [b"[%s]" % r for r in text[2:-2].split(b"],[")])
-        return answers.Outcome(run_us, None, wire.FORM_JSON, [_encode_row(row, kind)[4] for row in rows])
+        rows = _plain(next(iter(outputs.values())))
+        if len(outputs) == 1 and rows.size and rows.dtype.kind in "fiu" and rows.nbytes <= wire.ANSWER_BYTES_MAX:
+            if kind == wire.KIND_RAW:
+                return answers.Outcome(run_us, None, wire.FORM_RAW, [row.tobytes() for row in rows])
+            if rows.ndim <= 2:
+                text = orjson.dumps(rows, option=_JSON_ARRAYS)
+                if len(text) <= wire.ANSWER_BYTES_MAX:
+                    return answers.Outcome(run_us, None, wire.FORM_JSON, _split(text, rows.ndim))
+        plain, item = _all_plain(outputs), wire.Item(kind, b"", b"")
+        return answers.Outcome(run_us, [self._encode(plain, place, item) for place in range(count)])
 
     def _together(self, kind: int, bodies: list[bytes]) -> Array | None:
         """All bodies as one array of its own memory, or None if they are not all plain rows of the declared size."""
+        try:
+            return self._join(kind, bodies)
+        except Exception:  # whatever a body does to a decoder, `run` finds out which one it was
+            self._parser = simdjson.Parser()
+            return None
+
+    def _join(self, kind: int, bodies: list[bytes]) -> Array | None:
         spec = self._inputs[0]
         assert spec.size is not None and spec.dtype is not None
         if kind == wire.KIND_RAW:
@@ -103,12 +114,7 @@ class ArrayEngine:
         text = joint_text(bodies, spec.size)
         if text is None:
             return None
-        try:
-            flat = _numbers(self._parser, text, "d")
-            return flat.reshape(len(bodies), spec.size).astype(spec.dtype)
-        except (TypeError, ValueError, RuntimeError):
-            self._parser = simdjson.Parser()
-            return None
+        return _numbers(self._parser, text, "d").reshape(len(bodies), spec.size).astype(spec.dtype)
 
     def _run_fast(self, items: list[wire.Item], results: list[wire.Answer | None]) -> int:
         spec = self._inputs[0]
@@ -119,8 +125,8 @@ class ArrayEngine:
             try:
                 self._fill(batch, len(places), item, spec)
                 places.append(place)
-            except BadRequest as error:
-                results[place] = answers.fault(error.code, error.message, type(error).__name__)
+            except Exception as error:
+                results[place] = _refused(error)
         if not places:
             return 0
         shaped = batch[: len(places)].reshape(len(places), *spec.tensor.shape)  # type: ignore[union-attr]
@@ -129,14 +135,9 @@ class ArrayEngine:
             for place in places:
                 results[place] = self._raised(outputs, items[place])
             return run_us
-        if len(outputs) == 1:
-            (only,) = outputs.values()
-            rows = _plain(only)
-            for index, place in enumerate(places):
-                results[place] = _encode_row(rows[index], items[place].kind)
-        else:
-            for index, place in enumerate(places):
-                results[place] = _encode_plain(outputs, index, items[place].kind)
+        plain = _all_plain(outputs)
+        for index, place in enumerate(places):
+            results[place] = self._encode(plain, index, items[place])
         return run_us
 
     def _fill(self, batch: Array, index: int, item: wire.Item, spec: Input) -> None:
@@ -167,8 +168,8 @@ class ArrayEngine:
         for place, item in enumerate(items):
             try:
                 decoded = self._decode(place, item)
-            except BadRequest as error:
-                results[place] = answers.fault(error.code, error.message, type(error).__name__)
+            except Exception as error:
+                results[place] = _refused(error)
                 continue
             key = tuple((a.dtype.str, a.shape[1:]) for a in decoded.arrays.values())
             groups.setdefault(key, []).append(decoded)
@@ -196,13 +197,13 @@ class ArrayEngine:
                 results[decoded.place] = self._raised(outputs, items[decoded.place])
             return run_us
         at = 0
+        plain = _all_plain(outputs)
         for decoded in group:
-            kind = items[decoded.place].kind
             if decoded.wanted is not None:
                 part = {name: array[at : at + decoded.rows] for name, array in outputs.items()}
-                results[decoded.place] = self._encode_v2(part, decoded.wanted)
+                results[decoded.place] = self._encode(part, 0, items[decoded.place], decoded.wanted)
             else:
-                results[decoded.place] = _encode_plain(outputs, at, kind)
+                results[decoded.place] = self._encode(plain, at, items[decoded.place])
             at += decoded.rows
         return run_us
 
@@ -222,7 +223,10 @@ class ArrayEngine:
         return answers.raised(item.kind, error, self._code_dir, answers.request_id(item))
 
     def _named(self, output: Any, rows: int) -> dict[str, Array]:
-        """predict's result by output name; raises ValueError unless each has as many rows as the batch."""
+        """predict's result by output name, in native byte order.
+
+        Raises ValueError unless each has as many rows as the batch, of a dtype that can be sent.
+        """
         if isinstance(output, dict):
             named = {str(name): np.asarray(array) for name, array in output.items()}
         elif isinstance(output, tuple):
@@ -236,7 +240,25 @@ class ArrayEngine:
             if array.ndim == 0 or len(array) != rows:
                 got = f"{len(array)} rows" if array.ndim else "a single number"
                 raise ValueError(f"predict returned {got} in {name!r} for a batch of {rows} rows")
+            if array.dtype.type not in _CARRIED and array.dtype.name not in DTYPES:
+                raise ValueError(f"predict returned dtype {array.dtype} in {name!r}; it can be {', '.join(DTYPES)}")
+            if not array.dtype.isnative:
+                named[name] = array.astype(array.dtype.newbyteorder("="))
+        if not named:
+            raise ValueError("predict returned no output")
         return named
+
+    def _encode(
+        self, outputs: dict[str, Array], index: int, item: wire.Item, wanted: Wanted | None = None
+    ) -> wire.Answer:
+        """One caller's answer; what can not be written, or is too large, is the misfortune of this caller alone."""
+        try:
+            if wanted is not None:
+                return answers.bounded(self._encode_v2(outputs, wanted))
+            return answers.bounded(_encode_plain(outputs, index, item.kind))
+        except Exception as error:
+            traceback.print_exc()
+            return self._raised(error, item)
 
     def _encode_v2(self, outputs: dict[str, Array], wanted: Wanted) -> wire.Answer:
         unknown = [name for name in wanted.outputs if name not in outputs]
@@ -271,6 +293,13 @@ def _outcome(run_us: int, results: list[wire.Answer | None]) -> answers.Outcome:
     return answers.Outcome(run_us, [r if r is not None else answers.fault("internal", "no answer") for r in results])
 
 
+def _refused(error: Exception) -> wire.Answer:
+    """A body that does not decode, whatever it made the decoder raise: its own caller's error, nobody else's."""
+    if isinstance(error, BadRequest):
+        return answers.fault(error.code, error.message, type(error).__name__)
+    return answers.fault("bad_request", f"the body cannot be decoded: {one_line(error)}")
+
+
 def _numbers(parser: Any, text: Any, buffer_type: str) -> Array:
     """The numbers of a JSON list, nested or flat. Raises TypeError, ValueError or RuntimeError if it is not one."""
     return np.frombuffer(parser.parse(text).as_buffer(of_type=buffer_type), _BUFFER_DTYPE[buffer_type])
@@ -299,27 +328,36 @@ def _plain(array: Array) -> Array:
     return np.ascontiguousarray(array)
 
 
+def _all_plain(outputs: dict[str, Array]) -> dict[str, Array]:
+    return {name: _plain(array) for name, array in outputs.items()}
+
+
+def _split(text: bytes, ndim: int) -> list[bytes]:
+    """The rows of `[[1,2],[3,4]]` or of `[1,2]`: numbers only, so what separates rows is nowhere else."""
+    return [b"[%s]" % row for row in text[2:-2].split(b"],[")] if ndim == 2 else text[1:-1].split(b",")
+
+
 def _jsonable(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in value.tolist()]
+        return value.tolist()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def _encode_row(row: Any, kind: int) -> wire.Answer:
-    if kind == wire.KIND_RAW:
-        return wire.Answer(200, wire.FORM_RAW, 0, b"", row.tobytes())
-    return wire.Answer(200, wire.FORM_JSON, 0, b"", orjson.dumps(row, option=_JSON_ARRAYS, default=_jsonable))
-
-
 def _encode_plain(outputs: dict[str, Array], index: int, kind: int) -> wire.Answer:
-    """Row `index` as a plain answer: the value itself for a single output, else an object by name."""
-    if len(outputs) == 1:
-        (only,) = outputs.values()
-        return _encode_row(_plain(only)[index], kind)
-    if kind == wire.KIND_RAW:
+    """Row `index` of plain arrays as an answer: the value itself for a single output, else an object by name."""
+    value: Any = {name: array[index] for name, array in outputs.items()}
+    if kind == wire.KIND_RAW and len(outputs) > 1:
         return answers.fault("bad_request", f"raw bytes need one output, the function has {list(outputs)}; ask in JSON")
-    rows = {name: _plain(array)[index] for name, array in outputs.items()}
-    return wire.Answer(200, wire.FORM_JSON, 0, b"", orjson.dumps(rows, option=_JSON_ARRAYS, default=_jsonable))
+    if len(outputs) == 1:
+        ((name, value),) = value.items()
+        if kind == wire.KIND_RAW:
+            dtype = outputs[name].dtype
+            if dtype.kind in "OUS":
+                return answers.fault("bad_request", f"raw bytes need numbers, output {name!r} is {dtype}; ask in JSON")
+            return wire.Answer(200, wire.FORM_RAW, 0, b"", value.tobytes())
+    return wire.Answer(200, wire.FORM_JSON, 0, b"", orjson.dumps(value, option=_JSON_ARRAYS, default=_jsonable))
 
 
 def _binary(array: Array) -> bytes:

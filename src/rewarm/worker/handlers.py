@@ -17,6 +17,7 @@ from rewarm import wire
 from rewarm.facts.function import FunctionSpec
 from rewarm.worker import answers
 from rewarm.worker.context import Context
+from rewarm.worker.user import one_line
 
 
 class HandlerEngine:
@@ -70,6 +71,8 @@ class HandlerEngine:
             return orjson.loads(item.body)
         except orjson.JSONDecodeError as error:
             return answers.fault("bad_request", f"the body is not JSON: {error}")
+        except Exception as error:
+            return answers.fault("bad_request", f"the body cannot be decoded: {one_line(error)}")
 
     def _run_one(self, kind: int, event: Any, context: Context) -> wire.Answer:
         try:

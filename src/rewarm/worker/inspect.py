@@ -104,8 +104,9 @@ def main() -> None:
             report: dict[str, Any] = {"ok": True, "functions": functions}
         except UserError as error:
             report = {"ok": False, "code": error.code, "error": error.message}
-    print(json.dumps(report))
+    print(json.dumps(report), flush=True)
 
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # threads and exit handlers of the file must not hold it up

@@ -17,6 +17,13 @@ from rewarm.facts.function import DATATYPES, Tensor
 
 Array = np.ndarray[Any, Any]
 
+_NUMBERS = {bool, int, float}
+_ELEMENTS_MAX = 1 << 40  # of a v2 shape; what a body can really hold is checked against its bytes
+_EMPTY_DIMENSION_MAX = 1 << 20  # where a dimension is 0 there are no bytes to check the others against
+_DIMENSIONS_MAX = 32
+_HEADER_DIGITS_MAX = 12
+_TEXT_BYTES_MAX = 64 << 20  # numpy gives each string of an array the room of the longest
+
 
 class Input(NamedTuple):
     """One parameter of predict: `tensor` is None if it was not declared; `size` is the elements of a row if fixed."""
@@ -61,6 +68,10 @@ def row_from_json(body: Any, inputs: list[Input]) -> dict[str, Array]:
 
 def _row(spec: Input, value: Any) -> Array:
     if spec.dtype is None or spec.tensor is None:
+        count, longest = _extent(value)
+        if 4 * count * longest > _TEXT_BYTES_MAX:
+            text = f"as an array its strings would take {4 * count * longest} bytes, at most {_TEXT_BYTES_MAX}"
+            raise BadTensor(f"input {spec.name!r}: {text}; declare it with dtype object")
         try:
             row = np.asarray(value)
         except ValueError:
@@ -71,11 +82,38 @@ def _row(spec: Input, value: Any) -> Array:
     return _fit(spec, _convert(value, spec.dtype, spec.name), spec.tensor.shape)
 
 
+def _types(value: Any) -> set[type]:
+    """The types of all that nested lists hold. Raises RecursionError if they are nested absurdly deep."""
+    if type(value) is not list:
+        return {type(value)}
+    types = set(map(type, value))
+    if list in types:
+        types.remove(list)
+        for part in value:
+            if type(part) is list:
+                types |= _types(part)
+    return types
+
+
+def _extent(value: Any) -> tuple[int, int]:
+    """How many leaves nested lists have, and how long the longest string among them is."""
+    if type(value) is not list:
+        return 1, len(value) if type(value) is str else 0
+    if list not in set(map(type, value)):
+        return len(value), max((len(v) for v in value if type(v) is str), default=0)
+    parts = [_extent(part) for part in value]
+    return sum(count for count, _ in parts), max(longest for _, longest in parts)
+
+
 def _convert(value: Any, dtype: np.dtype[Any], name: str) -> Array:
     """Nested lists to an array of `dtype`; integers must be whole and in range, nothing is silently cut."""
     try:
         if dtype.kind == "O":
             return np.asarray(value, dtype=object)
+        foreign = _types(value) - _NUMBERS  # before numpy sees them: it would make room for the longest string each
+        if foreign:
+            held = ", ".join(sorted("null" if t is type(None) else t.__name__ for t in foreign))
+            raise BadTensor(f"input {name!r} holds {held} values where {dtype.name} is wanted")
         raw = np.asarray(value)
         if raw.size == 0:
             return raw.astype(dtype)
@@ -92,7 +130,7 @@ def _convert(value: Any, dtype: np.dtype[Any], name: str) -> Array:
         return raw.astype(dtype)
     except BadTensor:
         raise
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise BadTensor(f"input {name!r} is not an array of {dtype.name}: ragged, or not numbers") from None
 
 
@@ -131,10 +169,9 @@ def rows_from_v2(body: memoryview, meta: bytes, inputs: list[Input]) -> tuple[di
     """
     head_bytes = len(body)
     if meta:
-        if not meta.isdigit() or not 0 < int(meta) <= len(body):
-            raise BadRequest(
-                f"Inference-Header-Content-Length {meta.decode('latin-1')!r} does not fit the body of {len(body)} bytes"
-            )
+        if not meta.isdigit() or len(meta) > _HEADER_DIGITS_MAX or not 0 < int(meta) <= len(body):
+            said = repr(meta[:40].decode("latin-1"))
+            raise BadRequest(f"Inference-Header-Content-Length {said} does not fit the body of {len(body)} bytes")
         head_bytes = int(meta)
     try:
         head = orjson.loads(body[:head_bytes])
@@ -181,6 +218,10 @@ def _tensor(tensor: Any, by_name: dict[str, Input], rest: memoryview) -> tuple[I
         )
     if shape[0] == 0:
         raise BadTensor(f"input {name!r} has no rows")
+    if len(shape) > _DIMENSIONS_MAX or math.prod(max(n, 1) for n in shape) > (
+        _EMPTY_DIMENSION_MAX if 0 in shape else _ELEMENTS_MAX
+    ):
+        raise BadTensor(f"input {name!r}: no array has the shape {str(shape)[:200]}")
     want = spec.tensor.shape if spec.tensor is not None else None
     if want is not None and (
         len(shape) != len(want) + 1 or any(w not in (-1, n) for w, n in zip(want, shape[1:], strict=True))
@@ -214,6 +255,8 @@ def _binary(chunk: memoryview, dtype: np.dtype[Any], shape: list[int], name: str
 
 def _strings(chunk: memoryview, count: int, name: str) -> Array:
     """BYTES: each element is a little-endian u32 length and as many bytes."""
+    if count * 4 > len(chunk):
+        raise BadTensor(f"input {name!r}: {count} strings wanted, {len(chunk)} bytes do not hold as many lengths")
     out = np.empty(count, dtype=object)
     at = 0
     for index in range(count):

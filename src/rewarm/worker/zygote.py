@@ -1,7 +1,8 @@
 """A zygote: an interpreter with a Lang key's packages imported, from which instances and other zygotes are forked.
 
-It runs no user code and starts no thread; before each fork it counts its threads and refuses if there is more than
-one, because a fork copies only the calling thread and every lock that another one holds stays locked for ever.
+It runs no user code and starts no thread; after its imports and before each fork it counts its threads and refuses if
+there is more than one, because a fork copies only the calling thread and every lock that another one holds stays
+locked for ever.
 
 It forks twice. The middle process exits at once, so the new process is adopted by the server (a child subreaper),
 which can wait for it, and lives on when the zygote is peeled or dies.
@@ -29,6 +30,8 @@ import time
 
 from rewarm import kernel
 
+_THREAD_GRACE_S = 0.5
+
 
 def main(argv: list[str]) -> None:
     """`python -m rewarm.worker.zygote FD SERVER_PID PACKAGE…`: the root of a tree, started from nothing."""
@@ -43,9 +46,14 @@ def _serve(control: socket.socket, server_pid: int, packages: list[str], since_s
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group, they are the server's to handle
     try:
-        _preload(packages)
+        suspects = _preload(packages)
     except BaseException as error:
         _send(control, {"op": "failed", "error": f"{type(error).__name__}: {error}"})
+        os._exit(1)
+    started = _threads_left() - 1
+    if started:
+        who = f"{', '.join(suspects or packages)} started {started} thread{'s' if started > 1 else ''} on import"
+        _send(control, {"op": "failed", "error": f"{who}; a process with threads can not be forked safely"})
         os._exit(1)
     gc.collect()
     gc.freeze()  # the collector would otherwise write to, and so copy, every shared page
@@ -64,15 +72,29 @@ def _serve(control: socket.socket, server_pid: int, packages: list[str], since_s
             os.close(descriptor)
 
 
-def _preload(packages: list[str]) -> None:
+def _preload(packages: list[str]) -> list[str]:
+    """Import them all; those after whose import there were more threads."""
     # What every instance needs, imported once for all; the registry checks the policies of a decorator.
     from rewarm.policy import registry  # noqa: F401
     from rewarm.worker import handlers, instance, weights  # noqa: F401
 
+    suspects = []
     for package in packages:
+        before = kernel.thread_count()
         importlib.import_module(package)
+        if kernel.thread_count() > before:
+            suspects.append(package)
     if "numpy" in sys.modules:
         from rewarm.worker import arrays  # noqa: F401
+    return suspects
+
+
+def _threads_left() -> int:
+    """How many threads there are, once those that are about to end have had the time to."""
+    deadline_s = time.monotonic() + _THREAD_GRACE_S
+    while kernel.thread_count() > 1 and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    return kernel.thread_count()
 
 
 def _fork(order: dict[str, object], descriptors: list[int], control: socket.socket, server_pid: int) -> None:

@@ -47,7 +47,7 @@ def test_ten_rows_are_measured_and_nothing_stays_deployed(fake: Any, app: Path, 
     # 8 calls of 2 ms at 1 GB, by hand. The start before the row (the load) is not in it.
     assert uniform.cost_usd == pytest.approx(8 * 2e-7 + 1.66667e-5 * 0.016)
     assert uniform.init_ms == 0
-    assert 0 < uniform.p50_ms <= uniform.p99_ms < 1000
+    assert 0 < uniform.p50_ms <= uniform.p99_ms
     assert told[-1][0] == told[-1][1] == sum(row.requests for row in result.rows)
     assert fake.functions == {}
     report.write(result, tmp_path / "out")

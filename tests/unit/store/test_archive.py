@@ -205,6 +205,7 @@ def test_the_manifest_comes_first(tmp_path: Path, into: Path) -> None:
         (b'{"file": "app.py", "name": "a/b"}', "not a function name"),
         (b'{"file": "app.py", "overrides": null}', "overrides must be an object"),
         (b'{"file": "../app.py"}', "leads out"),
+        (b'{"file": "src/./app.py"}', "deploy the folder that holds the file"),
         (b'{"file": "other.py"}', "not in the upload"),
         (b'{"file": "' + b"x" * MANIFEST_BYTES_MAX + b'"}', "must do"),
     ],

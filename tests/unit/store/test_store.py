@@ -175,6 +175,14 @@ def test_collect_keeps_the_current_and_the_previous_revision(store: Store, deplo
     assert store.collect() == []
 
 
+def test_collect_spares_what_is_still_used(store: Store, deploy: Deploy) -> None:
+    first, *_ = [deploy(store, f"code {number}", weights=f"weights {number}".encode())[0] for number in range(3)]
+    assert store.collect([first.code_dir, Path(str(first.weights_path))]) == []
+    assert Path(first.code_dir, "app.py").is_file() and Path(str(first.weights_path)).is_file()
+    assert [revision.version for revision in store.history("digits")] == [3, 2]
+    assert store.collect() == [Path(first.code_dir), Path(str(first.weights_path)).parent]
+
+
 def test_a_removed_function_frees_its_files(store: Store, deploy: Deploy) -> None:
     deploy(store)
     store.remove("digits")
