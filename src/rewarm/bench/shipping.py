@@ -106,15 +106,20 @@ def _inspect(path: Path, select: str | None, handler: str | None) -> Mapping[str
     command = [sys.executable, "-m", "rewarm.worker.inspect", str(path)]
     command += ["--select", select] if select else []
     command += ["--handler", handler] if handler else []
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_INSPECT_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
-        raise BadDefinition(f"importing {path} took more than {_INSPECT_TIMEOUT_S:g} s") from None
+    # Files, not pipes: a process that the import starts and leaves behind would hold a pipe open.
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complained:
+        try:
+            done = subprocess.run(command, stdout=said, stderr=complained, timeout=_INSPECT_TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired:
+            raise BadDefinition(f"importing {path} took more than {_INSPECT_TIMEOUT_S:g} s") from None
+        said.seek(0)
+        complained.seek(0)
+        output, errors = said.read(), complained.read()
     try:
         # User code may print while it is imported: the answer is the last line.
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = json.loads(output.splitlines()[-1])
     except (IndexError, ValueError):
-        why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        why = (errors.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise BadDefinition(f"importing {path} ended the process: {why}") from None
     if not found.get("ok"):
         raise from_code(str(found.get("code", BadDefinition.code)), str(found.get("error", f"cannot import {path}")))
