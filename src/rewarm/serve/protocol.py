@@ -33,6 +33,7 @@ class FrontDoor(Connection):
         self._body_bytes = 0
         self._found: dict[bytes, bytes] = {}
         self._fresh = b""  # the chunk that began the present request, if it was the first thing in it
+        self._last_head = b""
         if len(self.door.connections) > self.door.limits.connections_max:
             self._end(Unavailable("too many connections; try again in a moment"), linger=False)
 
@@ -191,9 +192,15 @@ class FrontDoor(Connection):
         door.submit(call)
 
     def _remember(self, call: Call, target: Target, limit_s: float) -> None:
-        """If the whole request came as one chunk and nothing about it is special, its head is worth keeping."""
+        """If the whole request came as one chunk and nothing about it is special, its head is worth keeping.
+
+        Only the second time in a row: a client whose heads all differ must not push out those of the others.
+        """
         data, body = self._fresh, call.payload[2]
         head = data[: len(data) - len(body)]
+        if head != self._last_head:
+            self._last_head = head
+            return
         if call.close or not head.endswith(b"\r\n\r\n") or data.find(b"\r\n\r\n") + 4 != len(head):
             return
         if b"content-length" in self._found and b"expect" not in self._found:
