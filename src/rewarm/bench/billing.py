@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 
-CALL_USD = 2e-7
-GB_SECOND_USD = 1.66667e-5
+from rewarm.obs.stats import PRICE_PER_CALL, PRICE_PER_GB_S
+
+CALL_USD = PRICE_PER_CALL
+GB_SECOND_USD = PRICE_PER_GB_S
 SOURCE = (
     "AWS Lambda pricing (x86, US East): $0.20 per million calls, $0.0000166667 per GB-second, "
     "rounded up to 1 ms, INIT billed since 2025-08-01; one batch is one call"

@@ -68,35 +68,34 @@ class Executor:
         effects: list[m.Effect] = []
         self.node.arrive(request, request.arrived_s, effects)
         if effects:
-            self._handling = True
-            try:
-                self._carry_out(effects)
-                while self._inbox:
-                    self._handle(self._inbox.popleft())
-            finally:
-                self._handling = False
-        heap = self._timer_heap
-        if heap and heap[0][0] < self._timer_at_s:
-            self._arm(heap[0][0])
+            self._work(effects)
+        self._arm_next()
 
     def post(self, event: m.Event) -> None:
         """Give the core one event and carry out what it decides."""
+        self._inbox.append(event)
         if self._handling:
-            self._inbox.append(event)
             return
+        self._work([])
+        self._arm_next()
+        if self._quiet_waiters and self.node.quiet:
+            for waiter in self._quiet_waiters:
+                waiter.set()
+
+    def _work(self, effects: list[m.Effect]) -> None:
+        """Carry out `effects`, then everything that came in meanwhile, one event at a time."""
         self._handling = True
         try:
-            self._handle(event)
+            self._carry_out(effects)
             while self._inbox:
                 self._handle(self._inbox.popleft())
         finally:
             self._handling = False
-        next_s = self.node.timers.next_s()
-        if next_s is not None and next_s < self._timer_at_s:
-            self._arm(next_s)
-        if self._quiet_waiters and self.node.quiet:
-            for waiter in self._quiet_waiters:
-                waiter.set()
+
+    def _arm_next(self) -> None:
+        heap = self._timer_heap
+        if heap and heap[0][0] < self._timer_at_s:
+            self._arm(heap[0][0])
 
     def _handle(self, event: m.Event) -> None:
         kind = type(event)
@@ -128,9 +127,6 @@ class Executor:
         self._timer = None
         self._timer_at_s = float("inf")
         self.post(m.Tick())
-        next_s = self.node.timers.next_s()
-        if self._timer is None and next_s is not None:
-            self._arm(next_s)
 
     # ------------------------------------------------------------ what the driver reports
 

@@ -118,8 +118,8 @@ class Node:
             else:
                 decision = fn.batching.decide(queue, now)
                 if type(decision) is Wait:
-                    fn.wake_s = decision.until_s if decision.until_s is not None else INF
-                    self.timers.arm(fn, fn.wake_s)
+                    if decision.until_s is not None:
+                        self.timers.arm(fn, decision.until_s)
                     return
                 size = decision.size  # type: ignore[union-attr]
             batch = self._take(fn, size, now, out)
@@ -145,7 +145,6 @@ class Node:
     def _run(self, fn: FunctionState, sandbox: Sandbox, batch: list[Request], now: float, out: list[Effect]) -> None:
         sandbox.state = State.BUSY  # READY → BUSY, by far the most frequent move: legal by construction
         sandbox.batch = batch
-        sandbox.run_since_s = now
         sandbox.run_deadline_s = now + fn.revision.spec.timeout_s
         if sandbox.run_deadline_s < sandbox.timer_at_s:
             self.timers.arm(sandbox, sandbox.run_deadline_s)
@@ -360,7 +359,6 @@ class Node:
             fn.queue.remove(request)
             out.append(m.Reject(request, refusals.late(request, now)))
         fn.flushing = fn.flushing and bool(fn.queue)
-        fn.wake_s = INF
         if fn.queue:
             if fn.idle:
                 self._pump(fn, now, out)

@@ -97,7 +97,6 @@ class Pool:
         if lang is None or lang.state is not LangState.RISING:
             return
         lang.state = LangState.ALIVE
-        lang.raised_s = seconds
         self.lang_s.setdefault(key, Mean(seconds)).add(seconds)
         waiting, lang.waiting = lang.waiting, []
         for sandbox in waiting:

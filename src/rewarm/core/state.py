@@ -36,7 +36,7 @@ class FunctionState:
     __slots__ = (
         "batching", "batching_watches", "flushing", "idle", "keepalive", "key", "last_error", "name",
         "prewarm_at_s", "queue", "queue_max", "removed", "resident", "retry_at_s", "revision", "rising", "sandboxes",
-        "scale_at_s", "start_s", "starved", "timer_at_s", "user_s", "wake_s", "watches",
+        "scale_at_s", "start_s", "starved", "timer_at_s", "user_s", "watches",
     )  # fmt: skip
 
     def __init__(self, revision: Revision, batching: BatchingPolicy, keepalive: KeepalivePolicy) -> None:
@@ -52,7 +52,6 @@ class FunctionState:
         self.retry_at_s = -INF  # after a failed start: no further one before this, while others live
         self.scale_at_s = -INF  # arrivals do not ask for more instances before this
         self.timer_at_s = INF
-        self.wake_s = INF  # when the batching policy wants to be asked again
         self.prewarm_at_s = INF
 
     def take_on(self, revision: Revision, batching: BatchingPolicy, keepalive: KeepalivePolicy) -> None:
@@ -91,7 +90,7 @@ class Sandbox:
 
     __slots__ = (
         "batch", "created_s", "expires_s", "found", "function", "id", "idle_since_s", "key", "last_used_s",
-        "ready_at_s", "revision", "run_deadline_s", "run_since_s", "state", "timer_at_s", "uses",
+        "ready_at_s", "revision", "run_deadline_s", "state", "timer_at_s", "uses",
     )  # fmt: skip
 
     def __init__(self, sandbox_id: int, function: FunctionState, found: StartKind, now: float) -> None:
@@ -107,7 +106,6 @@ class Sandbox:
         self.last_used_s = now
         self.expires_s = INF
         self.run_deadline_s = INF
-        self.run_since_s = now
         self.timer_at_s = INF
         self.uses = 0
         self.batch: list[Request] | None = None
@@ -139,7 +137,7 @@ class LangLayer:
     """One zygote: the Lang layer of every function with its key."""
 
     __slots__ = (
-        "created_s", "expires_s", "idle_since_s", "key", "last_used_s", "raised_s", "state", "timer_at_s", "uses",
+        "created_s", "expires_s", "idle_since_s", "key", "last_used_s", "state", "timer_at_s", "uses",
         "waiting",
     )  # fmt: skip
 
@@ -152,7 +150,6 @@ class LangLayer:
         self.last_used_s = now
         self.expires_s = INF
         self.timer_at_s = INF
-        self.raised_s = 0.0
         self.uses = 0
 
     def __repr__(self) -> str:

@@ -7,7 +7,7 @@ effect the contract says which events may follow; a driver that breaks it fails 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rewarm.errors import RewarmError
 from rewarm.facts.function import FunctionSpec, LangKey, Revision
@@ -195,6 +195,3 @@ class DropLang:
 
 
 Effect = Run | Reject | RaiseBare | RaiseLang | Fork | LoadUser | Destroy | DropLang
-
-#: What a driver's sink takes: any event, with anything else the driver wants to tell (worker replies travel apart).
-Payload = Any

@@ -76,14 +76,8 @@ def render(call: Call, answer: wire.AnyAnswer, run_us: int, size: int, common: b
         extra += _lambda_headers(call, bool(flags & wire.FLAG_FUNCTION_ERROR))
     if call.close:
         extra += _CLOSE
-    queue_ms = (call.started_s - call.arrived_s - call.init_s) * 1e3
-    return (
-        b"%s%scontent-length: %d\r\nrewarm-start: %s\r\nrewarm-queue-ms: %.3f\r\nrewarm-init-ms: %.3f\r\n"
-        b"rewarm-run-ms: %.3f\r\nrewarm-batch-size: %d\r\n%s\r\n%s"
-        % (
-            STATUS_LINES[status], form_line, len(body), _START[call.start], queue_ms if queue_ms > 0 else 0.0,
-            call.init_s * 1e3, run_us * 1e-3, size, extra, body,
-        )
+    return b"%s%scontent-length: %d\r\n%s%s\r\n%s" % (
+        STATUS_LINES[status], form_line, len(body), timing(call, run_us, size), extra, body,
     )  # fmt: skip
 
 

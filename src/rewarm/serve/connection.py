@@ -142,7 +142,7 @@ class Connection(HttpToolsProtocol):
             return  # a client that does not read gets no more to read; resume_writing comes back here
         if self._phase == WAIT:
             self._phase = IDLE
-            self.deadline_s = self.door.coarse_s + self.door.limits.keepalive_timeout_s
+            self.deadline_s = self.door.idle_until_s
         if self._backlog:
             self._next()
         elif self._last is not None:
