@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from rewarm.facts.function import LangKey
+from rewarm.facts.function import FunctionSpec, LangKey
 from rewarm.facts.sandbox import Layer
 
 
@@ -25,6 +25,7 @@ class LayerView:
     idle_since_s: float
     last_used_s: float
     uses: int  # requests served by this layer since it was raised
+    others: int = 0  # further living layers of the same kind: instances of the function, or of the key; 0 for Bare
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,13 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Prewarm:
-    """If the function has no idle instance `after_s` from now, raise one."""
+    """`after_s` from now, see to it that the function has `instances` that are idle, busy or rising, one of them idle.
+
+    A later answer for the same function takes the place of this one.
+    """
 
     after_s: float
+    instances: int = 1
 
 
 KeepaliveDecision = Keep | Drop
@@ -54,7 +59,8 @@ KeepaliveDecision = Keep | Drop
 class KeepalivePolicy(Protocol):
     """The rule of a server, or of one function that asked for its own.
 
-    A policy that learns nothing from arrivals may set `watches_arrivals = False`: the core then spares the call.
+    A policy that learns nothing from arrivals may set `watches_arrivals = False`: the core then spares the call. One
+    that wants to know more sets `watches_runs = True` (see `WatchesRuns`) or `watches_ends = True` (`WatchesEnds`).
     """
 
     name: str
@@ -63,7 +69,24 @@ class KeepalivePolicy(Protocol):
         """A request for `function` came."""
 
     def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
-        """The layer has nothing to do (first call: `now == layer.idle_since_s`), or its last window ran out."""
+        """The layer has nothing to do (first call: `now == layer.idle_since_s`), or its last window ran out.
+
+        `uses` is 0 and the layer above has never run if it was raised ahead of its use.
+        """
 
     def priority(self, layer: LayerView, now: float) -> float:
         """Worth per byte; the layer with the lowest value is freed first when memory is short."""
+
+
+class WatchesRuns(Protocol):
+    """The further method of a policy with `watches_runs = True`."""
+
+    def on_run(self, spec: FunctionSpec, size: int, run_s: float, now: float) -> None:
+        """A batch of `size` ran for `run_s` inside an instance of `spec` and ended at `now`, before it is idle."""
+
+
+class WatchesEnds(Protocol):
+    """The further method of a policy with `watches_ends = True`."""
+
+    def on_gone(self, layer: LayerView, evicted: bool, now: float) -> None:
+        """An idle layer was told to end: for want of memory if `evicted`, else because its window was over."""
