@@ -12,9 +12,13 @@ PEERS  ?= mosec
 STAMP_VENV := $(VENV)/.stamp-venv
 STAMP_DEMO := $(VENV)/.stamp-demo
 STAMP_DEV  := $(VENV)/.stamp-dev
+# The package as a release has it: its hot path is machine code (adr/0008).
+COMPILED       := build/compiled
+STAMP_COMPILED := $(COMPILED)/.stamp
+SOURCES        := $(shell find src -name '*.py' -o -name '*.mjs') pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo test check coverage format bench bench-deps system-deps clean
+.PHONY: help venv install demo test test-interpreted test-compiled compiled check coverage format bench bench-deps system-deps clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -26,8 +30,18 @@ install: $(STAMP_DEV) ## install rewarm, its tools and its test clients into .ve
 demo: $(STAMP_DEMO) ## classify real digits: from zero, in batches, back to zero
 	@$(BIN)/python examples/digits/demo.py $(ARGS)
 
-test: check ## check, then every test
+test: check test-interpreted test-compiled ## check, then every test, then the servers again with the hot path compiled
+
+test-interpreted: $(STAMP_DEV)
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-compiled: $(STAMP_DEV)
+	@if $(CAN_COMPILE); then \
+		$(MAKE) --no-print-directory compiled && \
+		PYTHONPATH=$(COMPILED) $(BIN)/python -m pytest -q -o pythonpath= tests/conformance tests/e2e $(ARGS); \
+	else echo "test-compiled: skipped, there is no C compiler or no Python.h (make system-deps)"; fi
+
+compiled: $(STAMP_COMPILED) ## the package with its hot path compiled, in build/compiled (needs a C compiler)
 
 check: $(STAMP_DEV) ## ruff, mypy, import contracts, house style
 	@$(BIN)/ruff check .
@@ -44,19 +58,23 @@ format: $(STAMP_DEV) ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP_DEV) bench-deps ## throughput and start ladder, as ratios (ARGS=--quick for a short run)
+bench: $(STAMP_DEV) $(STAMP_COMPILED) bench-deps ## throughput and start ladder, as ratios (ARGS=--quick for a short run)
 	@$(BIN)/python benchmarks/throughput.py $(ARGS)
 	@$(BIN)/python benchmarks/starts.py $(ARGS)
 
 bench-deps: $(foreach peer,$(PEERS),.bench/$(peer)/.stamp) ## environments of the servers to compare with (PEERS)
 
-system-deps: ## wrk, for the benchmarks, if we may install it
+system-deps: ## wrk for the benchmarks, node for functions in JavaScript, gcc for the hot path, if we may install them
 	@missing=""; \
 	command -v wrk >/dev/null 2>&1 || missing="$$missing wrk"; \
+	command -v node >/dev/null 2>&1 || missing="$$missing nodejs"; \
 	$(PYTHON) -c 'import ensurepip' >/dev/null 2>&1 || missing="$$missing python3-venv"; \
+	command -v $${CC:-cc} >/dev/null 2>&1 || missing="$$missing gcc libc6-dev"; \
+	$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+		|| missing="$$missing python3-dev"; \
 	if [ -z "$$missing" ]; then echo "system-deps: nothing is missing"; \
 	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then \
-		echo "system-deps: not installed (needs root and apt):$$missing; wrk is for benchmarks only"; \
+		echo "system-deps: not installed (needs root and apt):$$missing; all of it is optional"; \
 	else \
 		echo "system-deps: installing$$missing"; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
@@ -66,6 +84,10 @@ clean: ## remove everything that make and the tools made
 	@rm -rf $(VENV) .bench build dist results htmlcov .coverage .coverage.* \
 		.mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# A C compiler, and the headers of the interpreter in use.
+CAN_COMPILE = command -v $${CC:-cc} >/dev/null 2>&1 && \
+	$(BIN)/python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'
 
 # ---------------------------------------------------------------- files behind the targets
 
@@ -83,6 +105,15 @@ $(STAMP_DEMO): $(STAMP_VENV) pyproject.toml
 $(STAMP_DEV): $(STAMP_VENV) pyproject.toml constraints-dev.txt
 	@echo "installing rewarm[dev] into $(VENV)"
 	@$(PIP) install -e '.[dev]' -c constraints-dev.txt
+	@touch $@
+
+$(STAMP_COMPILED): $(STAMP_DEV) $(SOURCES)
+	@$(CAN_COMPILE) || { echo "compiled: needs a C compiler and Python.h: make system-deps" >&2; exit 1; }
+	@echo "compiling the hot path into $(COMPILED) (about a minute)"
+	@rm -rf $(COMPILED) build/source && mkdir -p build/source
+	@cp -r pyproject.toml README.md LICENSE src build/source  # compiled in place, where nobody imports from
+	@HATCH_BUILD_HOOKS_ENABLE=1 $(PIP) install --no-deps --no-build-isolation --target $(COMPILED) ./build/source
+	@rm -rf build/source
 	@touch $@
 
 PEER_mosec    := 'mosec>=0.9,<1' msgspec 'pysimdjson>=7,<8' 'numpy>=1.26,<3'

@@ -53,8 +53,23 @@ def environment(name: str, bench_env: Path | None) -> Path:
     return Path(os.environ.get("REWARM_BENCH_ENVS", ROOT / ".bench")) / name / "bin" / "python"
 
 
-def rewarm() -> System:
-    return System("rewarm", _launch_rewarm, tuple(CASES))
+COMPILED = ROOT / "build" / "compiled"
+
+
+def rewarm(interpreted: bool) -> System:
+    """As a release has it, with the hot path compiled, or this checkout as it stands, interpreted."""
+    path = ROOT / "src" if interpreted else COMPILED
+    missing = None
+    if not interpreted:
+        stamp = COMPILED / ".stamp"
+        newest_s = max(source.stat().st_mtime for source in (ROOT / "src").rglob("*.py"))
+        if not stamp.exists() or stamp.stat().st_mtime < newest_s:
+            missing = "build/compiled is missing or older than src: make compiled, or measure with --interpreted"
+
+    def launch(wanted: Sequence[str], folder: Path) -> AbstractContextManager[Running]:
+        return _launch_rewarm(wanted, folder, path)
+
+    return System("rewarm", launch, tuple(CASES), missing)
 
 
 def mosec(bench_env: Path | None, wait_ms: int) -> System:
@@ -111,7 +126,7 @@ def _peer(
 
 
 @contextlib.contextmanager
-def _launch_rewarm(wanted: Sequence[str], folder: Path) -> Iterator[Running]:
+def _launch_rewarm(wanted: Sequence[str], folder: Path, package: Path) -> Iterator[Running]:
     """Both functions are deployed from a copy of `apps/` that holds the weights; idle memory is before the deploy."""
     app, home, port = folder / "apps", folder / "home", free_port()
     if not app.exists():
@@ -120,7 +135,8 @@ def _launch_rewarm(wanted: Sequence[str], folder: Path) -> Iterator[Running]:
         save_weights(app)
     shutil.rmtree(home, ignore_errors=True)
     command = [sys.executable, "-m", "rewarm", "serve", "--home", str(home), "--port", str(port)]
-    with serving("rewarm", command, port=port, health="/v2/health/ready", folder=folder) as server:
+    env = {"PYTHONPATH": str(package)}
+    with serving("rewarm", command, port=port, health="/v2/health/ready", folder=folder, env=env) as server:
         idle_mb = pss_mb(server.process.pid)
         for function in ("Mlp784", "Mlp4"):
             deploy(server, f"{app / 'mlp.py'}:{function}")

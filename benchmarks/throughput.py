@@ -1,9 +1,10 @@
 """Throughput of rewarm and mosec, side by side in one run: `python benchmarks/throughput.py [--quick] [--json]`.
 
-Same model, one worker each, batches of up to 16, 64 connections of `wrk`. For each case both servers are started once
-and stay up; windows alternate A/B/A/B, and the one that is not measured is idle. Figures are medians over the rounds,
-ratios medians of the rounds' ratios. Before that, callers of all three kinds at once check every answer against
-numpy's own.
+rewarm is the build that a release has, its hot path compiled (`make compiled`), or with --interpreted the sources as
+they stand. Same model, one worker each, batches of up to 16, 64 connections of `wrk`. For each case both servers are
+started once and stay up; windows alternate A/B/A/B, and the one that is not measured is idle. Figures are medians over
+the rounds, ratios medians of the rounds' ratios. Before that, callers of all three kinds at once check every answer
+against numpy's own.
 
 The JSON: {"json784", "json4", "raw": rewarm's requests/s over mosec's, "errors": failed answers, socket errors and
 wrong answers over everything, "lone_p50_ms" (784 floats as JSON), "ready_s", "idle_pss_mb", "loaded_pss_mb": {"rewarm",
@@ -188,7 +189,7 @@ def show(cases: Sequence[Case], systems: Sequence[System], results: Results) -> 
     print(f"{results.answers} answers compared with numpy; {results.errors} errors in all")
 
 
-def summary(cases: Sequence[Case], plan: Plan, wait_ms: int, results: Results) -> dict[str, Any]:
+def summary(cases: Sequence[Case], plan: Plan, options: argparse.Namespace, results: Results) -> dict[str, Any]:
     two = ("rewarm", "mosec")
     systems = {system for system, _ in results.figures}
     rps = {
@@ -208,7 +209,13 @@ def summary(cases: Sequence[Case], plan: Plan, wait_ms: int, results: Results) -
         "rps": rps,
         "cpu_us": {case: {s: round(median(results.of(s, case).cpu_us), 1) for s in rps[case]} for case in rps},
         "machine": machine(),
-        "settings": {**vars(plan), "connections": CONNECTIONS, "batch_max": 16, "mosec_wait_ms": wait_ms},
+        "settings": {
+            **vars(plan),
+            "connections": CONNECTIONS,
+            "batch_max": 16,
+            "mosec_wait_ms": options.mosec_wait_ms,
+            "compiled": not options.interpreted,
+        },
     }
 
 
@@ -217,6 +224,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="1 s windows, 2 rounds")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     parser.add_argument("--vary-heads", action="store_true", help="a request id in each head: no two heads are alike")
+    parser.add_argument("--interpreted", action="store_true", help="rewarm as it stands in src, nothing compiled")
     parser.add_argument("--cases", default=",".join(CASES), help="some of %(default)s")
     parser.add_argument("--systems", default="rewarm,mosec", help="some of %(default)s")
     parser.add_argument("--peers", default="", help=f"optional rows: some of {','.join(PEERS)}")
@@ -227,7 +235,10 @@ def arguments() -> argparse.Namespace:
 
 def chosen(options: argparse.Namespace) -> list[System]:
     """What can run here; a missing optional row is said and skipped, a missing main one is an error."""
-    known = {"rewarm": _systems.rewarm(), "mosec": _systems.mosec(options.bench_env, options.mosec_wait_ms)}
+    known = {
+        "rewarm": _systems.rewarm(options.interpreted),
+        "mosec": _systems.mosec(options.bench_env, options.mosec_wait_ms),
+    }
     main = [name for name in options.systems.split(",") if name]
     if unknown := set(main) - set(known):
         raise BenchmarkError(f"unknown system {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
@@ -264,7 +275,7 @@ def main() -> int:
         say(f"throughput: {error}")
         return 2
     show(cases, systems, results)
-    finish(summary(cases, plan, options.mosec_wait_ms, results), options.json)
+    finish(summary(cases, plan, options, results), options.json)
     return 1 if results.errors else 0
 
 

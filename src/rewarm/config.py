@@ -43,6 +43,6 @@ class ServerConfig:
         if not 0 <= self.port <= 65535:
             raise BadDefinition(f"port must be 0 to 65535, not {self.port}")
         if self.memory_bytes < 64 << 20:
-            raise BadDefinition("the memory budget must be at least 64MB")
+            raise BadDefinition("the memory budget must be at least 64MB; give more with --memory")
         if self.drain_s < 0 or self.measure_every_s <= 0:
             raise BadDefinition("drain_s must not be negative and measure_every_s must be positive")

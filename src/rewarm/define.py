@@ -114,7 +114,7 @@ def check_spec(spec: FunctionSpec) -> None:
     """
     from rewarm.policy import registry
 
-    policy = registry.batching(spec.batching, spec)
+    policy = registry.batching(spec.batching, spec, registry.ANY_PROFILE)
     if spec.kind == "handler" and not spec.batched and policy.max_size > 1:
         name = spec.batching.name
         raise BadDefinition(f"batching={name!r} needs a handler with batched=True or a class with predict")

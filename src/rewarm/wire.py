@@ -28,7 +28,7 @@ import struct
 from collections.abc import Sequence
 from http import HTTPStatus
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 HEAD = struct.Struct("<QBBHII")
 _ITEM = struct.Struct("<BBHI")
@@ -36,16 +36,26 @@ _ANSWER = struct.Struct("<HBBHI")
 HEAD_BYTES = HEAD.size
 FRAME_BYTES_MAX = 8 << 30
 
-RUN, REPLY, HELLO, LOAD, LOADED, FAILED = 1, 2, 3, 4, 5, 6
+RUN: Final = 1
+REPLY: Final = 2
+HELLO: Final = 3
+LOAD: Final = 4
+LOADED: Final = 5
+FAILED: Final = 6
 
 # How the caller spoke, and so how the worker decodes and answers.
-KIND_JSON, KIND_RAW, KIND_V2, KIND_LAMBDA = 0, 1, 2, 3
+KIND_JSON: Final = 0
+KIND_RAW: Final = 1
+KIND_V2: Final = 2
+KIND_LAMBDA: Final = 3
 # What a body is.
-FORM_JSON, FORM_RAW, FORM_V2_BINARY = 0, 1, 2
+FORM_JSON: Final = 0
+FORM_RAW: Final = 1
+FORM_V2_BINARY: Final = 2
 FORMS = frozenset({FORM_JSON, FORM_RAW, FORM_V2_BINARY})
 STATUSES = frozenset(status.value for status in HTTPStatus)
 #: Answer flag: the status is about the user's function, not about the service.
-FLAG_FUNCTION_ERROR = 1
+FLAG_FUNCTION_ERROR: Final = 1
 
 BODY_BYTES_MAX = (1 << 32) - 1
 META_BYTES_MAX = (1 << 16) - 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from rewarm.facts import messages as m
 from rewarm.facts.function import FunctionSpec, LangKey, Revision
 from rewarm.sandbox.process import ProcessDriver
 from rewarm.testing import FakeDriver, Seconds, check_sandbox_driver, held_by_process
-from rewarm.testing.sandboxes import PROBE, SANDBOX_CHECKS, behave
+from rewarm.testing.sandboxes import CONSUMED_CHECKS, PROBE, SANDBOX_CHECKS, behave
 from rewarm.testing.stage import Stage
 
 SPEC = FunctionSpec("probe", "handler", "probe:main", timeout_s=30.0)
@@ -28,6 +30,19 @@ def folder(path: Path, text: str, version: int) -> Revision:
     path.mkdir()
     (path / "probe.py").write_text(text)
     return Revision(SPEC, f"{version:064}", version, str(path))
+
+
+def fake(seconds: Seconds) -> Callable[[], FakeDriver]:
+    """A FakeDriver with the code of revision 2 broken."""
+
+    def make() -> FakeDriver:
+        loop = asyncio.get_running_loop()
+        return FakeDriver(
+            loop.call_later, seconds, behave,
+            starts=lambda revision: StartFailed("does not import") if revision.version == 2 else None,
+        )  # fmt: skip
+
+    return make
 
 
 @pytest.mark.parametrize("name", SANDBOX_CHECKS)
@@ -47,15 +62,17 @@ async def test_fake_driver(name: str, seconds: Seconds) -> None:
     revision, broken = Revision(SPEC, "1", 1, "good"), Revision(SPEC, "2", 2, "bad")
     if seconds is AT_ONCE and name == "destroy_ends_every_step":
         pytest.skip("its steps are over before anything can come between")
+    await check_sandbox_driver(fake(seconds), revision, broken, only=name)
 
-    def make() -> FakeDriver:
-        loop = asyncio.get_running_loop()
-        return FakeDriver(
-            loop.call_later, seconds, behave,
-            starts=lambda revision: StartFailed("does not import") if revision.version == 2 else None,
-        )  # fmt: skip
 
-    await check_sandbox_driver(make, revision, broken, only=name)
+@pytest.mark.parametrize("seconds", [QUICK, AT_ONCE], ids=["quick", "at once"])
+@pytest.mark.parametrize("name", CONSUMED_CHECKS)
+async def test_fake_driver_with_runtimes_that_do_not_fork(name: str, seconds: Seconds) -> None:
+    if seconds is AT_ONCE and name == "destroy_ends_what_a_runtime_became":
+        pytest.skip("its steps are over before anything can come between")
+    spec = dataclasses.replace(SPEC, runtime="nodejs")
+    revision, broken = Revision(spec, "1", 1, "good"), Revision(spec, "2", 2, "bad")
+    await check_sandbox_driver(fake(seconds), revision, broken, checks=CONSUMED_CHECKS, only=name)
 
 
 @pytest.mark.parametrize("parent", [False, True], ids=["from nothing", "forked"])
@@ -99,7 +116,7 @@ async def test_no_descriptors_left(tmp_path: Path) -> None:
     for spare in range(4):
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + spare, hard))
         try:
-            stage.driver.carry_out(m.RaiseBare(spare, SPEC))
+            stage.driver.carry_out(m.RaiseBare(spare))
             stage.driver.carry_out(m.RaiseLang(LangKey((f"x{spare}",)), None)) if spare < 2 else None
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -113,15 +130,7 @@ async def test_no_descriptors_left(tmp_path: Path) -> None:
 
 async def test_all_at_once() -> None:
     """`check_sandbox_driver` without a name takes a driver through everything."""
-
-    def make() -> FakeDriver:
-        loop = asyncio.get_running_loop()
-        return FakeDriver(
-            loop.call_later, QUICK, behave,
-            starts=lambda revision: StartFailed("does not import") if revision.version == 2 else None,
-        )  # fmt: skip
-
-    await check_sandbox_driver(make, Revision(SPEC, "1", 1, "good"), Revision(SPEC, "2", 2, "bad"))
+    await check_sandbox_driver(fake(QUICK), Revision(SPEC, "1", 1, "good"), Revision(SPEC, "2", 2, "bad"))
 
 
 async def test_the_suite_notices() -> None:

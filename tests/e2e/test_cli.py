@@ -83,7 +83,7 @@ def test_ls_and_ps(hello: Any) -> None:
     assert any(lang["key"] == "python" for lang in found["langs"])
     assert 0 < found["ledger"]["held_bytes"] <= found["ledger"]["budget_bytes"]
     table = hello.cli("ps").out
-    assert "zygote python" in table and str(mine[0]["pid"]) in table and "memory:" in table
+    assert "lang python" in table and "─ hello" in table and str(mine[0]["pid"]) in table and "memory:" in table
 
 
 def test_logs_and_rm(hello: Any, tmp_path: Path) -> None:

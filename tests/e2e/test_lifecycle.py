@@ -93,7 +93,7 @@ def alive(pid: int) -> bool:
 
 
 def test_scale_to_zero_and_back(start: Callable[..., Any], until: Any) -> None:
-    server = start("--keepalive", "fixed:user_s=0.3,lang_s=1.2")
+    server = start("--keepalive", "fixed:user_s=0.3,lang_s=1.2,bare_s=0.2")
     server.deploy(HELLO, handler="app.handler", name="hello")
     server.deploy(SUM, name="sum")
     assert server.processes() == [server.process.pid]  # nothing is started before anybody asks
@@ -116,6 +116,18 @@ def test_scale_to_zero_and_back(start: Callable[..., Any], until: Any) -> None:
     assert server.get("/api/v1/instances")["ledger"]["held_bytes"] == 0
     assert server.invoke("hello").headers["rewarm-start"] == "cold"
     assert server.stats("hello")["starts"] == {"cold": 2, "warm": 1, "lang": 1}
+
+
+def test_a_peeled_instance_leaves_a_fresh_bare_behind(start: Callable[..., Any], until: Any) -> None:
+    server = start("--keepalive", "fixed:user_s=0.3,lang_s=0,bare_s=60")
+    server.deploy(HELLO, handler="app.handler", name="hello")
+    assert server.invoke("hello").headers["rewarm-start"] == "cold"
+    (used,) = (server.home / "run").iterdir()
+    until(lambda: server.processes() == [server.process.pid], "an idle server is alone")
+    (fresh,) = (server.home / "run").iterdir()
+    assert fresh.name != used.name and list(fresh.iterdir()) == []
+    assert server.invoke("hello").headers["rewarm-start"] == "bare"
+    assert fresh.is_dir(), "it is the instance's now"
 
 
 def test_keepalive_none_keeps_nothing(start: Callable[..., Any], until: Any) -> None:

@@ -9,23 +9,34 @@ from __future__ import annotations
 import pytest
 
 from rewarm.facts import messages as m
-from rewarm.facts.function import PolicySpec
+from rewarm.facts.function import LangKey, PolicySpec
 from rewarm.facts.request import Request
+from rewarm.policy.keepalive.base import Prewarm
 from rewarm.policy.keepalive.fixed import FixedKeepalive
 from rewarm.sandbox.guard import GuardedDriver
 from rewarm.sandbox.port import Node, SandboxDriver, Sink
 from rewarm.testing import Outcome, Seconds, World
 
 MB = 1 << 20
-CALLS = 60  # how many effects the scenario has at least, and so how many can go wrong
+CALLS = 100  # how many effects the scenario has at least, and so how many can go wrong
+
+
+class Ahead(FixedKeepalive):
+    """Has two instances of whatever was asked for, some seconds later."""
+
+    watches_arrivals = True
+
+    def on_arrival(self, function: str, key: LangKey, now: float) -> Prewarm | None:
+        return Prewarm(2.5, 2)
 
 
 def scenario(world: World) -> list[Request]:
-    """Starts, batches, a crash, a hang, an eviction, a redeploy, a removal, idle layers dropped one by one."""
+    """Starts, batches, a crash, a hang, an eviction, a redeploy, a removal, idle layers dropped one by one or taken."""
     batching = PolicySpec("dynamic", {"max_size": 4, "max_wait_s": 0.0})
     world.deploy("f", max_instances=2, timeout_s=3.0, batching=batching)
     world.deploy("g", max_instances=2, timeout_s=3.0)
     world.deploy("h", preload=("numpy",))
+    world.deploy("n", runtime="nodejs", max_instances=3)
     requests = world.burst("f", 12)
     world.run_for(0.3)
     requests += [*world.burst("g", 3), world.arrive("f", payload="dies"), world.arrive("h")]
@@ -39,14 +50,18 @@ def scenario(world: World) -> list[Request]:
     requests += world.burst("h", 2)
     world.tell(m.Removed("g"))
     world.run_for(30.0)
-    requests += [world.arrive("f"), world.arrive("h")]
+    requests += [world.arrive("f"), world.arrive("h"), *world.burst("n", 3)]
+    world.run_for(4.0)
+    requests += world.burst("n", 9)
+    world.run_for(15.0)
+    requests += [world.arrive("n"), world.arrive("h")]
     world.run_for(10.0)
     return requests
 
 
 def make(**more: object) -> World:
     return World(
-        150 * MB, FixedKeepalive(user_s=8.0, lang_s=8.0), seconds=Seconds(run=0.2), start_s=12_345.678,
+        150 * MB, Ahead(user_s=8.0, lang_s=8.0, bare_s=20.0), seconds=Seconds(run=0.2), start_s=12_345.678,
         behave=lambda request: Outcome(request.payload or "ok"), **more,  # type: ignore[arg-type]
     )  # fmt: skip
 
@@ -55,12 +70,12 @@ def judge(world: World, requests: list[Request]) -> None:
     world.run_for(100.0)
     lost = [request for request in requests if request not in world.answers]
     assert not lost, "callers without an answer"
-    again = [world.arrive("f"), world.arrive("h")]
+    again = [world.arrive("f"), world.arrive("h"), world.arrive("n")]
     world.run_for(10.0)
     assert world.ok(*again), "the node does not serve any more"
     world.run_for(300.0)
     assert not world.fake.living
-    assert not world.node.pool.sandboxes and not world.langs()
+    assert not world.node.pool.sandboxes and not world.langs() and not world.bares()
     assert world.held_bytes == 0
 
 

@@ -14,8 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from rewarm.errors import StartFailed
 from rewarm.facts import messages as m
-from rewarm.facts.function import LangKey, PolicySpec
+from rewarm.facts.function import FunctionSpec, LangKey, PolicySpec
 from rewarm.facts.request import Request
+from rewarm.facts.sandbox import Layer
 from rewarm.facts.sandbox import SandboxState as State
 from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, KeepalivePolicy, LayerView, Prewarm
 from rewarm.policy.keepalive.fixed import FixedKeepalive
@@ -37,12 +38,24 @@ STEPS_S = (0.0, 0.001, 0.01, 0.1, 0.3, 1.0, 7.3, 61.0)
 
 
 class Eager:
-    """Prewarms on arrivals and after drops, to get in the way of everything else."""
+    """Prewarms on arrivals and after drops, to get in the way of everything else, and wants to hear of all there is."""
 
     name = "eager"
+    watches_runs = True
+    watches_ends = True
+
+    def __init__(self) -> None:
+        self.arrivals = 0
 
     def on_arrival(self, function: str, key: LangKey, now: float) -> Prewarm | None:
-        return Prewarm(0.4)
+        self.arrivals += 1
+        return Prewarm(0.4, 1 + self.arrivals % 4)
+
+    def on_run(self, spec: FunctionSpec, size: int, run_s: float, now: float) -> None:
+        assert spec.name in NAMES and size > 0 and run_s >= 0.0
+
+    def on_gone(self, layer: LayerView, evicted: bool, now: float) -> None:
+        assert layer.idle_since_s <= now and (layer.function is None) == (layer.layer < Layer.USER)
 
     def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
         return Keep(0.9) if now - layer.idle_since_s < 1.5 else Drop(0.3 if layer.uses else None)
@@ -81,15 +94,16 @@ class NodeMachine(RuleBasedStateMachine):
     @rule(
         name=st.sampled_from(NAMES), batching=st.sampled_from(BATCHING), limit=st.integers(1, 3),
         queue_max=st.sampled_from([2, 1000]), timeout_s=st.sampled_from([0.5, 20.0]),
-        preload=st.sampled_from([(), ("a",), ("a", "b")]),
+        preload=st.sampled_from([(), ("a",), ("a", "b"), None]),
         keepalive=st.sampled_from([None, PolicySpec("none"), PolicySpec("fixed", {"ttl_s": 2.0})]),
     )  # fmt: skip
     def deploy(
         self, name: str, batching: PolicySpec, limit: int, queue_max: int, timeout_s: float,
-        preload: tuple[str, ...], keepalive: PolicySpec | None,
+        preload: tuple[str, ...] | None, keepalive: PolicySpec | None,
     ) -> None:  # fmt: skip
+        runtime = {"runtime": "nodejs"} if preload is None else {"preload": preload}
         self.world.deploy(
-            name, batching=batching, max_instances=limit, queue_max=queue_max, timeout_s=timeout_s, preload=preload,
+            name, batching=batching, max_instances=limit, queue_max=queue_max, timeout_s=timeout_s, **runtime,
             keepalive=keepalive, slo_s=0.3,
         )  # fmt: skip
         self.world.check()
@@ -185,6 +199,10 @@ class NodeMachine(RuleBasedStateMachine):
         world.run_for(3000.0)
         assert not world.fake.living
         assert world.held_bytes == 0
+        assert not world.meter.living
+        assert sum(world.meter.starts.values()) == sum(len(run.requests) for run in world.done(m.Run))
+        assert all(sums >= 0.0 for sums in (*world.meter.used_byte_s.values(), *world.meter.wasted_byte_s.values()))
+        assert world.meter.evictions == world.node.pool.evictions
 
 
 NodeMachine.TestCase.settings = settings(

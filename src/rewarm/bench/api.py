@@ -126,8 +126,32 @@ class Api:
     def stats(self, name: str) -> dict[str, Any]:
         return self._json("GET", self._of(name, "/stats"))
 
+    def profile(self, name: str) -> dict[str, Any]:
+        return self._json("GET", self._of(name, "/profile"))
+
+    def put_profile(self, name: str, profile: Mapping[str, Any]) -> dict[str, Any]:
+        return self._json("PUT", self._of(name, "/profile"), profile)
+
+    def remove_profile(self, name: str) -> dict[str, Any]:
+        return self._json("DELETE", self._of(name, "/profile"))
+
+    def begin_twin(self, name: str, max_size: int) -> dict[str, Any]:
+        """An instance to measure on, under the name that is answered as `twin`."""
+        return self._json("POST", self._of(name, "/profile/twin"), {"max_size": max_size})
+
+    def end_twin(self, name: str) -> dict[str, Any]:
+        return self._json("DELETE", self._of(name, "/profile/twin"))
+
     def instances(self) -> dict[str, Any]:
         return self._json("GET", f"{_ADMIN}/instances")
+
+    def ps(self) -> dict[str, Any]:
+        """`instances` and more: every layer with its parent, the ledger by layer, what idle memory was good for."""
+        return self._json("GET", f"{_ADMIN}/ps")
+
+    def metrics(self) -> str:
+        """The Prometheus page."""
+        return self.request("GET", "/metrics").body.decode()
 
     def logs(self, name: str, *, tail: int = 100, instance: int | None = None) -> list[dict[str, Any]]:
         query = {"tail": tail} | ({} if instance is None else {"instance": instance})
@@ -193,8 +217,11 @@ class Api:
             if not done:
                 connection.close()
 
-    def _json(self, verb: str, path: str) -> dict[str, Any]:
-        return _object(self.request(verb, path), self.url)
+    def _json(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        if body is None:
+            return _object(self.request(verb, path), self.url)
+        content = json.dumps(body).encode()
+        return _object(self.request(verb, path, content, {"content-type": JSON_TYPE}), self.url)
 
     @staticmethod
     def _of(name: str, rest: str = "") -> str:

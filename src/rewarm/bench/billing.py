@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from rewarm.obs.stats import PRICE_PER_CALL, PRICE_PER_GB_S
+from rewarm.facts.prices import PRICE_PER_CALL, PRICE_PER_GB_S
 
 CALL_USD = PRICE_PER_CALL
 GB_SECOND_USD = PRICE_PER_GB_S

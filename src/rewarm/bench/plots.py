@@ -24,7 +24,7 @@ def batching_svg(result: Result) -> str:
     _costs(cost, result)
     quick = " (quick run)" if result.settings.quick else ""
     figure.suptitle(f"Batching policies on the digits model, {result.settings.rate:g} requests/s on average{quick}")
-    return _svg(figure)
+    return svg(figure)
 
 
 def _latencies(axes: Axes, result: Result) -> None:
@@ -79,7 +79,8 @@ def require_matplotlib() -> Any:
     return Figure
 
 
-def _svg(figure: Any) -> str:
+def svg(figure: Any) -> str:
+    """The figure as text, the same each time for the same figure."""
     import matplotlib
 
     text = io.StringIO()

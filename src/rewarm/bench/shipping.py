@@ -1,7 +1,8 @@
 """What a deploy sends: one file with the local modules and weights it needs, or a folder.
 
 A file is imported once in a process of its own (`rewarm.worker.inspect`) to find what to ship; user code never runs
-in the caller. A folder says what it is in its `rewarm.toml` and goes whole, save for hidden files and caches:
+in the caller. A folder goes whole, save for hidden files and caches, and says what it is in its `rewarm.toml` (which a
+handler named by the caller can stand in for):
 
     file = "app.py"             # required
     select = "Digits"           # or handler = "app.main"; name = "digits"
@@ -11,10 +12,7 @@ in the caller. A folder says what it is in its `rewarm.toml` and goes whole, sav
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import tomllib
 from collections.abc import Mapping
@@ -23,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from rewarm.bench.api import Api, Progress
-from rewarm.errors import BadDefinition, NotFound, SystemFault, from_code
+from rewarm.errors import BadDefinition, NotFound, SystemFault
 
 FOLDER_FILE = "rewarm.toml"
 _FOLDER_KEYS = {"file", "select", "handler", "name", "overrides"}
-_LEFT_OUT = {"__pycache__", "node_modules"}  # and everything whose name begins with a dot, .venv among it
-_INSPECT_TIMEOUT_S = 120.0
+_SUFFIXES = (".py", ".mjs", ".js", ".cjs")
+_PACKAGES = "node_modules"
+_LEFT_OUT = {"__pycache__"}  # and everything whose name begins with a dot, .venv among it
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,54 +87,30 @@ def _split(target: str) -> tuple[Path, str | None]:
 
 
 def _of_file(path: Path, select: str | None, wish: Wish) -> Shipment:
-    if path.suffix != ".py":
-        raise BadDefinition(f"{str(path)!r} is not a .py file and not a folder with {FOLDER_FILE}")
-    found = _inspect(path, select, wish.handler)
+    from rewarm.control.deploy import inspect
+
+    if path.suffix not in _SUFFIXES:
+        raise BadDefinition(f"{str(path)!r} is not a .py file, not JavaScript and not a folder with {FOLDER_FILE}")
+    found = inspect(path, select, wish.handler)
     root = path.parent
     files = {path.name: path}
     for relative in [*found.get("files", ()), *([found["weights"]] if found.get("weights") else ())]:
         files[_inside(root, str(relative))] = root / relative
+    if any(name.split("/")[0] == _PACKAGES for name in files):
+        handler = found["entry"].replace(f"{path.suffix}:", ".")
+        raise BadDefinition(
+            f"{path.name} imports packages from {_PACKAGES}: deploy its folder, which goes whole, "
+            f"with: rewarm deploy {root} --handler {handler}"
+        )
     missing = sorted(name for name, file in files.items() if not file.is_file())
     if missing:
         raise BadDefinition(f"{path.name} needs {missing[0]!r}, which is not in {root.resolve()}")
     return Shipment(files, _manifest(path.name, select, wish.handler, wish.name, wish.overrides))
 
 
-def _inspect(path: Path, select: str | None, handler: str | None) -> Mapping[str, Any]:
-    """The one function of the file, as the inspecting process saw it."""
-    command = [sys.executable, "-m", "rewarm.worker.inspect", str(path)]
-    command += ["--select", select] if select else []
-    command += ["--handler", handler] if handler else []
-    # Files, not pipes: a process that the import starts and leaves behind would hold a pipe open.
-    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complained:
-        try:
-            done = subprocess.run(command, stdout=said, stderr=complained, timeout=_INSPECT_TIMEOUT_S, check=False)
-        except subprocess.TimeoutExpired:
-            raise BadDefinition(f"importing {path} took more than {_INSPECT_TIMEOUT_S:g} s") from None
-        said.seek(0)
-        complained.seek(0)
-        output, errors = said.read(), complained.read()
-    try:
-        # User code may print while it is imported: the answer is the last line.
-        found = json.loads(output.splitlines()[-1])
-    except (IndexError, ValueError):
-        why = (errors.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise BadDefinition(f"importing {path} ended the process: {why}") from None
-    if not found.get("ok"):
-        raise from_code(str(found.get("code", BadDefinition.code)), str(found.get("error", f"cannot import {path}")))
-    functions = found["functions"]
-    if not functions:
-        raise BadDefinition(f"{path} defines no function: use @rewarm.function or --handler {path.stem}.NAME")
-    if len(functions) > 1:
-        names = ", ".join(str(entry["entry"]).rpartition(":")[2] for entry in functions)
-        raise BadDefinition(f"{path} defines {len(functions)} functions ({names}): choose one with {path}:NAME")
-    chosen: Mapping[str, Any] = functions[0]
-    return chosen
-
-
 def _of_folder(folder: Path, wish: Wish) -> Shipment:
-    said = _read_folder_file(folder)
-    files = _walk(folder)
+    said = _read_folder_file(folder, wish.handler)
+    files = _walk(folder, {*_LEFT_OUT, _PACKAGES} if said["file"].endswith(".py") else _LEFT_OUT)
     if said["file"] not in files:
         raise BadDefinition(f"{folder / FOLDER_FILE}: file = {said['file']!r} is not in the folder")
     handler = wish.handler or said.get("handler")
@@ -144,13 +119,16 @@ def _of_folder(folder: Path, wish: Wish) -> Shipment:
     return Shipment(files, _manifest(said["file"], select, handler, wish.name or said.get("name"), overrides))
 
 
-def _read_folder_file(folder: Path) -> dict[str, Any]:
+def _read_folder_file(folder: Path, handler: str | None) -> dict[str, Any]:
     path = folder / FOLDER_FILE
     try:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if handler is not None:
+            return {"file": _file_of(folder, handler)}
         raise BadDefinition(
-            f'a folder needs a {FOLDER_FILE}: create {path} with file = "app.py", or deploy the .py file itself'
+            f'a folder needs a {FOLDER_FILE}: create {path} with file = "app.py", or name a handler with --handler, '
+            "or deploy the file itself"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadDefinition(f"{path}: {error}") from None
@@ -169,10 +147,21 @@ def _read_folder_file(folder: Path) -> dict[str, Any]:
     return said
 
 
-def _walk(folder: Path) -> dict[str, Path]:
+def _file_of(folder: Path, handler: str) -> str:
+    """The file that holds `handler` where no rewarm.toml says so: app.py or app.mjs for "app.handler"."""
+    module = handler.partition(".")[0]
+    found = [module + suffix for suffix in _SUFFIXES if (folder / (module + suffix)).is_file()]
+    if len(found) != 1:
+        names = ", ".join(found or (module + suffix for suffix in _SUFFIXES))
+        what = "has several files" if found else "has no file"
+        raise BadDefinition(f"{folder} {what} for --handler {handler} ({names}): say which in {folder / FOLDER_FILE}")
+    return found[0]
+
+
+def _walk(folder: Path, left_out: set[str]) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for here, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in _LEFT_OUT and not name.startswith("."))
+        folders[:] = sorted(name for name in folders if name not in left_out and not name.startswith("."))
         for name in sorted(names):
             path = Path(here, name)
             if not name.startswith(".") and path.is_file():

@@ -22,7 +22,8 @@ _BAR_FROM_BYTES = 1 << 20
 
 @click.command("deploy", short_help="Put a function on the server.")
 @click.argument("path", metavar="PATH[:Name]")
-@click.option("--handler", metavar="MODULE.ATTR", help="A plain handler(event, context), as on AWS Lambda.")
+@click.option("--handler", metavar="MODULE.ATTR", help="A plain handler(event, context), as on AWS Lambda; "
+              "of a file or of a folder.")  # fmt: skip
 @click.option("--name", help="The name to deploy under.")
 @click.option("--memory", type=size_text, metavar="SIZE", help="Memory of an instance, such as 512MB.")
 @click.option("--timeout", type=duration_text, metavar="DURATION", help="Longest run of a call, such as 60s.")
@@ -39,10 +40,11 @@ def command(
     path: str, handler: str | None, name: str | None, preload: str | None, env: tuple[str, ...],
     url: str, as_json: bool, **plain: Any,
 ) -> None:  # fmt: skip
-    """Deploy a .py file, or a folder with a rewarm.toml. Options given here win over what the file says.
+    """Deploy a .py, .mjs, .js or .cjs file, or a folder: one with a rewarm.toml, or with --handler.
 
     A file goes with the local modules it imports and its weights; a folder goes whole. Code and weights are copied:
-    later changes need another deploy. Deploying the same again changes nothing.
+    later changes need another deploy. Deploying the same again changes nothing. Options given here win over what the
+    file says. JavaScript needs node on the PATH, here (to deploy a file) and on the server.
 
     \b
     Examples:
@@ -50,6 +52,8 @@ def command(
       rewarm deploy app.py:Digits --batching slo:mode=cost --slo 200ms
       rewarm deploy handler.py --handler handler.main --name hello --env GREETING=hi
       rewarm deploy ./my-function
+      rewarm deploy app.mjs
+      rewarm deploy ./my-function --handler app.handler
     """
     from rewarm.bench.shipping import Wish, of_target
 

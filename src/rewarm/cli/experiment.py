@@ -1,4 +1,4 @@
-"""`rewarm experiment`: the published comparisons on the live platform."""
+"""`rewarm experiment`: the published comparisons, on the live platform and in the simulator."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rewarm.cli.client import connect
+from rewarm.cli.experiment_starts import starts
 from rewarm.cli.options import json_option
 from rewarm.cli.output import console, emit_json, show_table, wants_progress
 
@@ -25,7 +26,12 @@ def command() -> None:
     Examples:
       rewarm experiment batching --quick
       rewarm experiment batching --out results/
+      rewarm experiment keepalive --quick
+      rewarm experiment starts --save costs.toml
     """
+
+
+command.add_command(starts)
 
 
 @command.command("batching", short_help="Batching policies against each other.")
@@ -57,7 +63,8 @@ def batching(quick: bool, out: Path, url: str | None, app: Path | None, as_json:
     require_aiohttp()
     require_matplotlib()
     folder = find_example("digits", app)
-    with contextlib.nullcontext(url) if url else local_server() as at, connect(at) as api, _bar(as_json) as progress:
+    on = contextlib.nullcontext(url) if url else local_server()
+    with on as at, connect(at) as api, _bar("requests", as_json) as progress:
         result = run(api, folder, QUICK if quick else Settings(), progress)
     paths = report.write(result, out)
     if as_json:
@@ -67,15 +74,48 @@ def batching(quick: bool, out: Path, url: str | None, app: Path | None, as_json:
     click.echo("written: " + ", ".join(str(path) for path in paths))
 
 
+@command.command("keepalive", short_help="Keep-alive policies against each other, simulated.")
+@click.option("--quick", is_flag=True, help="Fewer functions, hours and settings: under five minutes on two cores.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("results"), show_default=True,
+              help="Folder for keepalive.json, keepalive.md and keepalive.svg.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1), help="Runs at a time, each in a process; default: one per core.")
+@json_option
+def keepalive(quick: bool, out: Path, jobs: int | None, as_json: bool) -> None:
+    """Start-up seconds per request against idle memory: every keep-alive policy over its settings, and two bounds.
+
+    Over the shipped Azure day without its 20 busiest functions and over ServeGen's clients. Settings are searched on
+    one half of the functions and reported on the other. The full run takes about 20 minutes on two cores.
+
+    \b
+    Examples:
+      rewarm experiment keepalive --quick
+      rewarm experiment keepalive --out results/ --json
+    """
+    from rewarm.bench import keepalive_findings, keepalive_report
+    from rewarm.bench.experiment_keepalive import run
+    from rewarm.bench.plots import require_matplotlib
+
+    require_matplotlib()
+    with _bar("runs", as_json) as progress:
+        result = run(quick, progress, jobs)
+    paths = keepalive_report.write(result, out)
+    if as_json:
+        emit_json(keepalive_findings.to_json(result))
+        return
+    for verdict in keepalive_findings.verdicts(result):
+        click.echo(f"{'holds ' if verdict.holds else 'FAILS '} {verdict.claim}: {verdict.measured}")
+    click.echo("written: " + ", ".join(str(path) for path in paths))
+
+
 @contextlib.contextmanager
-def _bar(as_json: bool) -> Iterator[Progress | None]:
+def _bar(what: str, as_json: bool) -> Iterator[Progress | None]:
     if not wants_progress(as_json):
         yield None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:<22}"), BarColumn(), TextColumn("{task.completed}/{task.total} requests"),
-               TimeRemainingColumn())  # fmt: skip
+    columns = (TextColumn("{task.description:<22}"), BarColumn(),
+               TextColumn("{task.completed}/{task.total} " + what), TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console(err=True), transient=True) as progress:
         task = progress.add_task("starting", total=None)
 

@@ -29,7 +29,9 @@ COMMANDS = {
     "logs": "logs",
     "rm": "rm",
     "load": "load",
+    "profile": "profile",
     "experiment": "experiment",
+    "sim": "sim",
     "doctor": "doctor",
 }
 #: What to do where the message itself does not say it.

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rewarm.bench import machine
+from rewarm.core import node
+from rewarm.errors import SystemFault
 from rewarm.units import human_bytes
+from rewarm.worker.node.inspect import INSTALL, version
 
 _DISK_BYTES = 32 << 20
 _NOFILE_MIN = 4096
@@ -60,6 +63,7 @@ class Check:
 def all_checks(home: Path) -> list[Check]:
     return [
         Check("python", "Python", True, platform.python_version(), platform.python_implementation()),
+        _compiled(),
         Check("kernel", "kernel", platform.system() == "Linux", f"{platform.system()} {platform.release()}"),
         Check("cpu", "processor", None, machine.cpu_model(), f"{machine.usable_cores()} usable cores"),
         _memory(),
@@ -72,6 +76,7 @@ def all_checks(home: Path) -> list[Check]:
         _kvm(),
         _nofile(),
         *(_package(name, what) for name, what in _PACKAGES),
+        _node(),
         _wrk(),
         _disk(home),
     ]
@@ -84,6 +89,13 @@ def choose_driver(checks: Sequence[Check]) -> dict[str, str]:
     if by_key["pdeathsig"].ok is False:
         why += "; without fork and a parent-death signal it will not run here"
     return {"chosen": "process", "why": why}
+
+
+def _compiled() -> Check:
+    """Whether this installation has its hot path as machine code (adr/0008)."""
+    if Path(node.__file__).suffix == ".so":
+        return Check("compiled", "hot path", True, "compiled")
+    return Check("compiled", "hot path", None, "interpreted", "slower per request; a release wheel has it compiled")
 
 
 def _memory() -> Check:
@@ -183,6 +195,15 @@ def _nofile() -> Check:
 def _package(name: str, what: str) -> Check:
     version = machine.package_version(name)
     return Check(name, name, True if version else None, version or "not installed", what)
+
+
+def _node() -> Check:
+    """A node that cannot be used is a fact, not a fault: only functions in JavaScript need one."""
+    try:
+        return Check("node", "Node.js", True, version(), "functions in JavaScript")
+    except SystemFault as error:
+        found = error.message.partition(";")[0]
+        return Check("node", "Node.js", None, found, f"functions in JavaScript; {INSTALL}")
 
 
 def _wrk() -> Check:

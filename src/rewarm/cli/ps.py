@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -12,55 +12,69 @@ from rewarm.cli.options import json_option, url_option
 from rewarm.cli.output import emit_json, show_table
 from rewarm.units import human_bytes, human_seconds
 
-_TITLES = ["what", "id", "version", "state", "pid", "memory", "runs", "age", "idle", "expires"]
+_TITLES = ["what", "id", "version", "state", "pid", "memory", "start-up", "uses", "saved", "idle", "expires"]
+_LAYERS = ("user", "lang", "bare")  # dearest first
+
+Nodes = Sequence[Mapping[str, Any]]
 
 
-@click.command("ps", short_help="Show instances, zygotes and memory.")
+@click.command("ps", short_help="Show what is alive as a tree of layers.")
 @url_option
 @json_option
 def command(url: str, as_json: bool) -> None:
-    """Show the zygotes (Lang layers), the instances of each function, and the memory ledger.
+    """Show the layers as a tree (Bares, runtimes by inclusion of their keys, instances), and the memory ledger.
 
     \b
     Examples:
       rewarm ps
       watch -n 1 rewarm ps
-      rewarm ps --json | jq .ledger
+      rewarm ps --json | jq '.nodes[] | select(.layer == "lang")'
     """
     with connect(url) as api:
-        alive = api.instances()
+        alive = api.ps()
     if as_json:
         emit_json(alive)
         return
-    rows = [_zygote(entry) for entry in alive["langs"]]
-    functions = sorted({str(entry["function"]) for entry in alive["instances"]})
-    for name in functions:
-        rows.append([name, *[""] * (len(_TITLES) - 1)])
-        members = [entry for entry in alive["instances"] if entry["function"] == name]
-        for entry in members:
-            rows.append(_instance(entry, "└─ " if entry is members[-1] else "├─ "))
-    if rows:
-        show_table(_TITLES, rows, right=["id", "version", "pid", "memory", "runs", "age", "idle", "expires"])
+    nodes = alive["nodes"]
+    if any(node["layer"] != "bare" or node["idle_s"] is not None for node in nodes):
+        rows = list(_branches(nodes, None, ""))
+        show_table(_TITLES, rows, right=[title for title in _TITLES if title not in ("what", "state")])
     else:
         click.echo("nothing is alive")
-    ledger = alive["ledger"]
-    held, budget = ledger["held_bytes"], ledger["budget_bytes"]
+    _show_ledger(alive["ledger"])
+    meter = alive["meter"]
+    if any(meter[name] for name in ("used_mb_s", "wasted_mb_s", "evictions")):
+        click.echo(
+            f"idle memory so far: {meter['used_mb_s']:,.0f} MB·s used, {meter['wasted_mb_s']:,.0f} MB·s wasted, "
+            f"{meter['evictions']} layers evicted"
+        )
+
+
+def _show_ledger(ledger: Mapping[str, Any]) -> None:
+    held, budget, by_layer = ledger["held_bytes"], ledger["budget_bytes"], ledger["by_layer"]
     share = f" ({100 * held / budget:.0f} %)" if budget else ""
-    click.echo(f"memory: {human_bytes(held)} held of {human_bytes(budget)}{share}")
+    parts = ", ".join(f"{layer} {human_bytes(by_layer[layer])}" for layer in _LAYERS if by_layer[layer])
+    click.echo(f"memory: {human_bytes(held)} held of {human_bytes(budget)}{share}{': ' if parts else ''}{parts}")
 
 
-def _zygote(entry: Mapping[str, Any]) -> list[str]:
+def _branches(nodes: Nodes, parent: str | None, indent: str) -> Iterator[list[str]]:
+    """A row for everything below `parent`, each followed by what is below it."""
+    members = [node for node in nodes if node["parent"] == parent]
+    for node in members:
+        last = node is members[-1]
+        glyph = "" if parent is None else "└─ " if last else "├─ "
+        yield _row(node, indent + glyph)
+        yield from _branches(nodes, node["id"], indent + ("" if parent is None else "   " if last else "│  "))
+
+
+def _row(node: Mapping[str, Any], branch: str) -> list[str]:
+    layer, startup_s, saved_s = node["layer"], node["startup_s"], node["saved_s"]
+    what = f"lang {node['name']}" if layer == "lang" else str(node["name"])
     return [
-        f"zygote {entry['key']}", "", "", str(entry.get("state", "")), _text(entry.get("pid")),
-        human_bytes(entry.get("resident_bytes") or 0), "", "", "", _duration(entry.get("expires_in_s")),
-    ]  # fmt: skip
-
-
-def _instance(entry: Mapping[str, Any], branch: str) -> list[str]:
-    return [
-        f"{branch}instance", _text(entry["id"]), _text(entry.get("version")), str(entry["state"]),
-        _text(entry.get("pid")), human_bytes(entry.get("resident_bytes") or 0), _text(entry.get("runs")),
-        _duration(entry.get("age_s")), _duration(entry.get("idle_s")), _duration(entry.get("expires_in_s")),
+        branch + what, str(node["id"]).partition(":")[2] if layer == "user" else "", _text(node["version"]),
+        str(node["state"]), _text(node["pid"]), human_bytes(node["resident_bytes"]),
+        human_seconds(startup_s) if startup_s else "", str(node["uses"]), human_seconds(saved_s) if saved_s else "",
+        _duration(node["idle_s"]), _duration(node["expires_in_s"]),
     ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ All of this blocks and runs in a thread.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -23,6 +24,7 @@ from rewarm import kernel
 from rewarm.control import overrides
 from rewarm.errors import BadDefinition, from_code
 from rewarm.facts.function import FunctionSpec, Revision
+from rewarm.policy import registry
 from rewarm.store import archive
 from rewarm.store.store import Store
 
@@ -44,7 +46,9 @@ def deploy(store: Store, upload: Path) -> tuple[Revision, bool]:
         request = archive.extract(upload, staged)
         spec = _look_inside(staged, request)
         spec = overrides.apply(spec, request.name, request.overrides)
-        revision, unchanged = store.deploy(staged, spec)
+        # The policy is built as it will be: one that plans with a profile says now that there is none.
+        admit = functools.partial(registry.batching, spec.batching, spec)
+        revision, unchanged = store.deploy(staged, spec, admit)
     except BaseException:
         if staged.exists():
             store.discard(staged)
@@ -53,18 +57,15 @@ def deploy(store: Store, upload: Path) -> tuple[Revision, bool]:
 
 
 def _look_inside(staged: Path, request: archive.DeployRequest) -> FunctionSpec:
-    report = inspect(staged / request.file, request.select, request.handler)
-    functions = report["functions"]
-    if len(functions) > 1:
-        names = ", ".join(sorted(f["name"] for f in functions))
-        raise BadDefinition(
-            f"{request.file} defines {len(functions)} functions: {names}; name one: {request.file}:NAME"
-        )
-    return FunctionSpec.from_json(functions[0]["spec"])
+    found = inspect(staged / request.file, request.select, request.handler)
+    return FunctionSpec.from_json(found["spec"])
 
 
 def inspect(file: Path, select: str | None, handler: str | None) -> dict[str, Any]:
-    """Run `rewarm.worker.inspect` on `file` in a process of its own. Raises the error that it reports."""
+    """The one function of `file`, as `rewarm.worker.inspect` tells it in a process of its own.
+
+    Raises the error that it reports, and BadDefinition if there are several.
+    """
     command = [sys.executable, "-P", "-m", "rewarm.worker.inspect", str(file)]
     command += ["--select", select] if select else []
     command += ["--handler", handler] if handler else []
@@ -87,7 +88,12 @@ def inspect(file: Path, select: str | None, handler: str | None) -> dict[str, An
         raise BadDefinition(f"{file.name} does not import: its process ended with status {status}") from None
     if not ok:
         raise from_code(report["code"], report["error"])
-    return report
+    functions = report["functions"]
+    if len(functions) > 1:
+        names = ", ".join(function["entry"].rpartition(":")[2] for function in functions)
+        text = f"{file.name} defines {len(functions)} functions ({names}): choose one with {file.name}:NAME"
+        raise BadDefinition(text)
+    return dict(functions[0])
 
 
 def _run(command: list[str], env: dict[str, str], out: IO[bytes]) -> int | None:

@@ -12,9 +12,11 @@ from collections import deque
 from typing import Protocol
 
 from rewarm.clock import Clock, system_clock
+from rewarm.core.meter import Meter
 from rewarm.core.node import Node
 from rewarm.errors import RewarmError
 from rewarm.facts import messages as m
+from rewarm.facts.function import LangKey
 from rewarm.facts.request import Request
 from rewarm.facts.sandbox import SandboxState
 from rewarm.obs.logs import LogStore
@@ -42,6 +44,7 @@ class Executor:
         self.driver = driver
         self.logs = logs
         self.layers = LayerTimes()
+        self.meter = Meter()
         self.stats: dict[str, FunctionStats] = {}
         self._clock = clock
         self._callers: Callers | None = None
@@ -68,7 +71,7 @@ class Executor:
         effects: list[m.Effect] = []
         self.node.arrive(request, request.arrived_s, effects)
         if effects:
-            self._work(effects)
+            self._work(effects, request.arrived_s)
         self._arm_next()
 
     def post(self, event: m.Event) -> None:
@@ -76,17 +79,17 @@ class Executor:
         self._inbox.append(event)
         if self._handling:
             return
-        self._work([])
+        self._work([], 0.0)
         self._arm_next()
         if self._quiet_waiters and self.node.quiet:
             for waiter in self._quiet_waiters:
                 waiter.set()
 
-    def _work(self, effects: list[m.Effect]) -> None:
-        """Carry out `effects`, then everything that came in meanwhile, one event at a time."""
+    def _work(self, effects: list[m.Effect], now: float) -> None:
+        """Carry out `effects`, decided at `now`, then everything that came in meanwhile, one event at a time."""
         self._handling = True
         try:
-            self._carry_out(effects)
+            self._carry_out(effects, now)
             while self._inbox:
                 self._handle(self._inbox.popleft())
         finally:
@@ -98,16 +101,20 @@ class Executor:
             self._arm(heap[0][0])
 
     def _handle(self, event: m.Event) -> None:
+        now = self._clock()
         kind = type(event)
-        if kind is not m.Arrived and kind is not m.RunDone:
-            self._note(event)
-        self._carry_out(self.node.handle(event, self._clock()))
+        if kind is not m.Arrived:
+            self.meter.event(event, now)
+            if kind is not m.RunDone:
+                self._note(event, now)
+        self._carry_out(self.node.handle(event, now), now)
 
-    def _carry_out(self, effects: list[m.Effect]) -> None:
+    def _carry_out(self, effects: list[m.Effect], now: float) -> None:
         for effect in effects:
             if type(effect) is m.Reject:
                 self._reject(effect[0], effect[1])
             else:
+                self.meter.effect(effect, now)
                 self.driver.carry_out(effect)
 
     def _reject(self, request: Request, error: RewarmError) -> None:
@@ -138,14 +145,15 @@ class Executor:
         if function in self.node.functions:  # else it was removed, and its log with it
             self.logs.write(function, sandbox_id, chunk)
 
-    def _note(self, event: m.Event) -> None:
+    def _note(self, event: m.Event, now: float) -> None:
         """Figures and the structured log: each rare event once, in one place."""
         if isinstance(event, m.Raised):
             self.layers.observe(event.state.value, event.seconds)
             if event.state is SandboxState.READY:
-                self._note_ready(event.sandbox_id)
+                self._note_ready(event.sandbox_id, now)
         elif isinstance(event, m.LangRaised):
             self.layers.observe("zygote", event.seconds)
+            self._expect(event.key, now)
             log.info("runtime %s ready in %.0f ms", event.key, event.seconds * 1e3)
         elif isinstance(event, m.LangExited):
             log.log(
@@ -159,10 +167,15 @@ class Executor:
                 level = logging.WARNING if event.error else logging.INFO
                 log.log(level, "instance %d of %s ended%s", event.sandbox_id, name, _why(event.error))
 
-    def _note_ready(self, sandbox_id: int) -> None:
+    def _expect(self, node: int | LangKey, now: float) -> None:
+        """Until it is measured, which is within a second or so, a layer holds what the ledger expects of it."""
+        self.meter.resident(node, self.node.pool.ledger.of(node), now)
+
+    def _note_ready(self, sandbox_id: int, now: float) -> None:
         sandbox = self.node.pool.sandboxes.get(sandbox_id)
         if sandbox is not None:
-            init_s = self._clock() - sandbox.created_s
+            self._expect(sandbox_id, now)
+            init_s = now - sandbox.created_s
             stats = self.stats.get(sandbox.function.name)
             if stats is not None:
                 stats.started(init_s)

@@ -26,10 +26,12 @@ from rewarm.obs.metrics import Collector, page
 from rewarm.store.disk import disk_errors
 
 Handler = Callable[[Request], Awaitable[Response]]
+_AWS_RUNTIMES = {"python": "python3.11", "nodejs": "nodejs20.x"}  # AWS's names for what is nearest
 _EXTENSIONS = ["binary_tensor_data", "model_repository"]
 _UPLOADS_MAX = 2  # at a time: each may fill deploy_bytes_max of the disk
 _UPLOAD_WAIT_S = 30.0  # shorter than the front door waits for a body that nobody reads
 _WRITE_BYTES = 1 << 20
+_JSON_BYTES_MAX = 1 << 20
 _LOCAL_HOST = re.compile(rb"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d*)?", re.IGNORECASE)
 
 
@@ -56,12 +58,15 @@ def make_application(plane: ControlPlane) -> Starlette:
         Route("/2015-03-31/functions/{name}/configuration", views.lambda_one),
         Route("/api/v1/server", views.server),
         Route("/api/v1/instances", views.instances),
+        Route("/api/v1/ps", views.ps),
         Route("/api/v1/functions", views.functions),
         Route("/api/v1/functions", views.deploy, methods=["PUT"]),
         Route("/api/v1/functions/{name}", views.function),
         Route("/api/v1/functions/{name}", views.remove, methods=["DELETE"]),
         Route("/api/v1/functions/{name}/stats", views.stats),
         Route("/api/v1/functions/{name}/logs", views.logs),
+        Route("/api/v1/functions/{name}/profile", views.profile, methods=["GET", "PUT", "DELETE"]),
+        Route("/api/v1/functions/{name}/profile/twin", views.twin, methods=["POST", "DELETE"]),
         Route("/api/v1/functions/{name}/{verb:str}", views.order, methods=["POST"]),
         *(Route(path, views.wrong_verb, methods=["GET", "PUT", "DELETE", "PATCH"]) for path in invocation),
     ]
@@ -210,8 +215,8 @@ class _Views:
         name = function["name"]
         return {
             "FunctionName": name, "FunctionArn": f"arn:aws:lambda:local:000000000000:function:{name}",
-            "Runtime": "python3.11", "Handler": name, "CodeSha256": function["digest"], "State": "Active",
-            "Version": str(function["version"]), "Timeout": max(1, round(function["timeout_s"])),
+            "Runtime": _AWS_RUNTIMES[function["runtime"]], "Handler": name, "CodeSha256": function["digest"],
+            "State": "Active", "Version": str(function["version"]), "Timeout": max(1, round(function["timeout_s"])),
             "MemorySize": function["memory_bytes"] >> 20, "CodeSize": function["weights_bytes"],
         }  # fmt: skip
 
@@ -234,6 +239,9 @@ class _Views:
     async def instances(self, request: Request) -> Response:
         return _json(self._plane.instances())
 
+    async def ps(self, request: Request) -> Response:
+        return _json(self._plane.ps())
+
     async def functions(self, request: Request) -> Response:
         return _json({"functions": self._plane.functions()})
 
@@ -254,6 +262,18 @@ class _Views:
             raise NotFound(f"there is nothing at {request.url.path}; the verbs are flush, load and unload")
         return _json(self._plane.order(request.path_params["name"], verb))
 
+    async def profile(self, request: Request) -> Response:
+        desk, name = self._plane.profiles, request.path_params["name"]
+        if request.method == "PUT":
+            return _json(await desk.put(name, await _json_body(request)))
+        return _json(await (desk.remove(name) if request.method == "DELETE" else desk.get(name)))
+
+    async def twin(self, request: Request) -> Response:
+        desk, name = self._plane.profiles, request.path_params["name"]
+        if request.method == "DELETE":
+            return _json(desk.end(name))
+        return _json(desk.begin(name, await _json_body(request)), 201)
+
     async def remove(self, request: Request) -> Response:
         return _json(await self._plane.remove(request.path_params["name"]))
 
@@ -273,6 +293,21 @@ class _Views:
             return _json(await self._plane.deploy(folder / "upload.tar"), 201)
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def _json_body(request: Request) -> Any:
+    """A small body, parsed. Raises BadRequest, BodyTooLarge."""
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _JSON_BYTES_MAX:
+                raise BodyTooLarge(f"{request.url.path} takes {_JSON_BYTES_MAX} bytes of JSON at most")
+        return orjson.loads(body)
+    except ClientDisconnect:
+        raise BadRequest("the body broke off") from None
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
 
 
 async def _receive(request: Request, path: Path, limit: int) -> None:

@@ -11,16 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from rewarm.config import ServerConfig
+from rewarm.control import alive
 from rewarm.control.deploy import deploy
 from rewarm.control.executor import Executor
+from rewarm.control.profiles import ProfileDesk
 from rewarm.core.state import FunctionState, LangLayer, Sandbox
 from rewarm.errors import NotFound, RewarmError
 from rewarm.facts import messages as m
 from rewarm.facts.function import Revision
+from rewarm.facts.profile import Profile
 from rewarm.facts.request import Request
-from rewarm.facts.sandbox import SandboxState
+from rewarm.facts.sandbox import Layer, SandboxState
 from rewarm.obs.logs import LogStore
 from rewarm.obs.stats import FunctionStats
+from rewarm.policy import registry
+from rewarm.policy.batching.base import BatchingPolicy
 from rewarm.store.store import Store
 
 log = logging.getLogger("rewarm.control")
@@ -39,13 +44,14 @@ class ControlPlane:
         self.stats: dict[str, FunctionStats] = executor.stats
         self.logs: LogStore = executor.logs
         self.revisions: dict[str, Revision] = {}  # what the front door may route to
+        self.profiles = ProfileDesk(self)
         self._deploying = asyncio.Lock()
         self._started_s = time.monotonic()
 
     def restore(self) -> None:
         """Bring back what was deployed before the server started."""
         for revision in self.store.revisions():
-            self._announce(revision)
+            self._announce(revision, self.store.profile(revision))
         for broken in self.store.broken():
             log.error("%s version %s cannot be served: %s; deploy it again", broken.name, broken.version, broken.reason)
 
@@ -68,17 +74,18 @@ class ControlPlane:
         """Publish an uploaded archive and serve it from now on."""
         async with self._deploying:
             revision, unchanged = await asyncio.to_thread(deploy, self.store, upload)
-            self._announce(revision)
+            self._announce(revision, await asyncio.to_thread(self.store.profile, revision))
             await asyncio.to_thread(self.store.collect, self._in_use())
         log.info("deployed %s version %d (%s)", revision.name, revision.version, revision.digest[:12])
         return {
             "name": revision.name, "version": revision.version, "digest": revision.digest, "unchanged": unchanged,
         }  # fmt: skip
 
-    def _announce(self, revision: Revision) -> None:
+    def _announce(self, revision: Revision, profile: Profile | None) -> None:
         try:
-            self.executor.post(m.Deployed(revision))
-        except RewarmError as error:  # a policy of a third party that is not installed any more
+            plans = registry.plans_with_profile(revision.spec.batching)
+            self.executor.post(m.Deployed(revision, profile if plans else None))
+        except RewarmError as error:  # a third party's policy that is not installed any more, a profile that is gone
             log.error("%s cannot be served: %s", revision.name, error.message)
             return
         known = self.revisions.get(revision.name)
@@ -95,12 +102,17 @@ class ControlPlane:
         """Forget a function, one that cannot be served included. Raises NotFound."""
         async with self._deploying:
             await asyncio.to_thread(self.store.remove, name)
-            self.revisions.pop(name, None)
-            self.executor.post(m.Removed(name))
-            self.stats.pop(name, None)
-            self.logs.forget(name)
+            self.forget(name)
+            self.profiles.end(name)
             await asyncio.to_thread(self.store.collect, self._in_use())
         return {"name": name, "removed": True}
+
+    def forget(self, name: str) -> None:
+        """Serve it no longer: what is queued is refused, instances end, figures and log go."""
+        self.revisions.pop(name, None)
+        self.executor.post(m.Removed(name))
+        self.stats.pop(name, None)
+        self.logs.forget(name)
 
     def order(self, name: str, verb: str) -> dict[str, Any]:
         """flush, load or unload."""
@@ -141,6 +153,7 @@ class ControlPlane:
         revision, spec = fn.revision, fn.revision.spec
         return {
             "name": fn.name, "version": revision.version, "digest": revision.digest, "kind": spec.kind,
+            "runtime": spec.runtime,
             "batching": spec.batching.to_json(), "keepalive": spec.keepalive.to_json() if spec.keepalive else None,
             "memory_bytes": spec.memory_bytes, "max_instances": spec.max_instances, "slo_s": spec.slo_s,
             "timeout_s": spec.timeout_s, "instances": len(fn.sandboxes), "queued": len(fn.queue),
@@ -149,16 +162,24 @@ class ControlPlane:
         }  # fmt: skip
 
     def stats_of(self, name: str) -> dict[str, Any]:
-        self._known(name)
-        return self.stats[name].to_json(name)
+        return {**self.stats[name].to_json(name), "batching": _figures(self._known(name).batching)}
 
     def log_lines(self, name: str, tail: int, instance: int | None) -> list[dict[str, Any]]:
         self._known(name)
         self.drain_logs(name)
         return [line._asdict() for line in self.logs.of(name).tail(tail, instance)]
 
+    def ps(self) -> dict[str, Any]:
+        """What `rewarm ps` shows: `instances`, and every layer in its place with what it cost and saved."""
+        now = time.monotonic()
+        nodes = alive.nodes(self.node, self.executor.driver.pids(), now)
+        return {
+            "nodes": nodes, **self.instances(), "ledger": alive.ledger(self.node, nodes),
+            "meter": alive.metered(self.executor.meter, now),
+        }  # fmt: skip
+
     def instances(self) -> dict[str, Any]:
-        """What `rewarm ps` shows."""
+        """The living processes, without their relations."""
         now, pids, pool = time.monotonic(), self.executor.driver.pids(), self.node.pool
         return {
             "instances": [self._sandbox(s, pids.get(s.id), now) for _, s in sorted(pool.sandboxes.items())],
@@ -186,13 +207,20 @@ class ControlPlane:
 
     def gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
         """For /metrics."""
-        pool = self.node.pool
+        pool, meter = self.node.pool, self.executor.meter
         yield "rewarm_memory_budget_bytes", "Budget of the memory ledger.", {}, float(pool.ledger.budget_bytes)
         yield "rewarm_memory_held_bytes", "Bytes on the memory ledger.", {}, float(pool.ledger.held_bytes)
-        yield "rewarm_evictions", "Layers freed because memory was short.", {}, float(pool.evictions)
+        yield "rewarm_evictions_total", "Layers freed because memory was short.", {}, float(meter.evictions)
+        for end, by_layer in (("used", meter.used_byte_s), ("wasted", meter.wasted_byte_s)):
+            for layer in (Layer.BARE, Layer.LANG, Layer.USER):
+                labels = {"layer": layer.name.lower(), "end": end}
+                yield "rewarm_idle_byte_seconds_total", "Idle memory by what ended it.", labels, by_layer[layer]
         yield "rewarm_runtimes", "Living zygotes.", {}, float(len(pool.langs))
         for name, fn in self.node.functions.items():
             yield "rewarm_queue_length", "Requests waiting.", {"function": name}, float(len(fn.queue))
+            for figure, value in _figures(fn.batching).items():
+                labels = {"function": name, "figure": figure}
+                yield "rewarm_batching", "What the batching policy goes by.", labels, float(value)
             states = [sandbox.state.value for sandbox in fn.sandboxes.values()]
             for state in ("rising", "ready", "busy", "dying"):
                 count = sum(s == state or (state == "rising" and s in _RISING) for s in states)
@@ -200,6 +228,12 @@ class ControlPlane:
 
 
 _RISING = ("absent", "bare", "lang", "user")
+
+
+def _figures(policy: BatchingPolicy) -> dict[str, float]:
+    """Optional for a policy."""
+    figures = getattr(policy, "figures", None)
+    return figures() if figures is not None else {}
 
 
 def _left(expires_s: float, now: float) -> float | None:

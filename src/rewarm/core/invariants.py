@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import chain
 
+from rewarm.core.bares import IDLE_MAX
 from rewarm.core.pool import Pool
-from rewarm.core.state import FunctionState, LangState
+from rewarm.core.state import FunctionState, LayerState
 from rewarm.facts.sandbox import SandboxState as State
 
 
@@ -25,7 +26,7 @@ def check(functions: Mapping[str, FunctionState], pool: Pool) -> None:
 
 
 def check_pool(pool: Pool) -> None:
-    """The same for sandboxes, Lang layers and the ledger."""
+    """The same for sandboxes, Lang layers, Bares and the ledger."""
     pool.ledger.check()
     for sandbox in pool.sandboxes.values():
         fn = sandbox.function
@@ -33,9 +34,16 @@ def check_pool(pool: Pool) -> None:
         assert sandbox.id in pool.ledger, sandbox
         assert (sandbox.batch is not None) == (sandbox.state is State.BUSY), sandbox
         assert (sandbox in fn.idle) == (sandbox.state is State.READY), sandbox
-    assert all(key in pool.ledger for key in pool.langs), "a zygote that is on no account"
-    assert +pool.children == Counter(s.key for s in pool.sandboxes.values()), "children counted wrongly"
-    dying = {s.id for s in pool.sandboxes.values() if s.state is State.DYING}
-    dying_langs = {lang.key for lang in pool.langs.values() if lang.state is LangState.DYING}
-    assert set(pool.dying) == dying | dying_langs, "dying counted wrongly"
-    assert len(pool.ledger) == len(pool.sandboxes) + len(pool.langs), "an account of something that is gone"
+        assert sandbox.holds_lang or not sandbox.key.forks, f"{sandbox} does not hold its zygote"
+    bares = pool.bares.layers
+    assert all(node in pool.ledger for node in (*pool.langs, *bares)), "a layer that is on no account"
+    assert len(bares) <= IDLE_MAX, f"{len(bares)} Bares"
+    assert not bares.keys() & pool.sandboxes.keys(), "a Bare that is somebody's"
+    held = Counter(s.key for s in pool.sandboxes.values() if s.holds_lang)
+    assert +pool.children == held, "holders of Lang layers counted wrongly"
+    ending: set[object] = {s.id for s in pool.sandboxes.values() if s.state is State.DYING}
+    ending |= {lang.key for lang in pool.langs.values() if lang.state is LayerState.DYING}
+    ending |= {bare.id for bare in bares.values() if bare.state is LayerState.DYING}
+    assert pool.ledger.ending == ending, "dying counted wrongly"
+    gone = len(pool.ledger) - len(pool.sandboxes) - len(pool.langs) - len(bares)
+    assert gone == 0, f"{gone} accounts of something that is gone"

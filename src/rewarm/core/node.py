@@ -2,7 +2,7 @@
 
 Requests queue per function. Whenever an instance of the function is idle, its batching policy is asked; its answer
 becomes a Run, or a moment to ask again. When no instance is idle the node asks whether one more would serve the queue
-sooner than the ones there are (`_scale`); single-flight start-up falls out of counting those that are rising.
+sooner than the ones there are (`scale`); single-flight start-up falls out of counting those that are rising.
 
 Invariants, checked by `check()` in tests after every event: a request is in exactly one place (a queue, one batch) or
 answered; an instance is idle or busy, never both; the ledger is the sum of its parts.
@@ -11,19 +11,20 @@ answered; an instance is idle or busy, never both; the ledger is the sum of its 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from rewarm.core import invariants, refusals, scaling
+from rewarm.core import eviction, invariants, lifecycle, refusals, scaling
 from rewarm.core.ledger import Ledger
 from rewarm.core.pool import Pool
-from rewarm.core.state import INF, FunctionState, LangLayer, Sandbox
+from rewarm.core.state import INF, Bare, FunctionState, LangLayer, Sandbox
+from rewarm.core.taking import take
 from rewarm.core.timers import Timers
-from rewarm.errors import InstanceDied, NotFound, RewarmError, StartFailed
+from rewarm.errors import InstanceDied, RewarmError, StartFailed
 from rewarm.facts import messages as m
 from rewarm.facts.messages import Effect, Event
 from rewarm.facts.request import Request
 from rewarm.facts.sandbox import SandboxState
-from rewarm.policy import registry
-from rewarm.policy.batching.base import Wait
+from rewarm.policy.batching.base import Dispatch, Wait
 from rewarm.policy.keepalive.base import KeepalivePolicy
 
 State = SandboxState
@@ -39,13 +40,16 @@ class Node:
         self.timers = Timers()
         self.pool = Pool(Ledger(budget_bytes), self.timers, keepalive)
         self.draining = False
-        self.closing = False  # draining took too long: nothing is started any more
         self._starved = False  # some function waits for memory
         self._handlers: dict[type, Callable[..., None]] = {
             m.Arrived: self._arrived, m.RunDone: self._run_done, m.Cancelled: self._cancelled, m.Raised: self._raised,
             m.LangRaised: self._lang_raised, m.Exited: self._exited, m.LangExited: self._lang_exited,
-            m.Measured: self._measured, m.Deployed: self._deployed, m.Removed: self._removed, m.Flush: self._flush,
-            m.Load: self._load, m.Unload: self._unload, m.Draining: self._drain, m.Tick: self._tick,
+            m.Measured: self._measured, m.Tick: self._tick,
+            **{kind: partial(handler, self) for kind, handler in lifecycle.HANDLERS.items()},
+        }  # fmt: skip
+        self._wakers: dict[type, Callable[..., None]] = {
+            Sandbox: self._wake_sandbox, FunctionState: self._wake_function, LangLayer: self.pool.runtimes.wake,
+            Bare: self.pool.bares.wake,
         }  # fmt: skip
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -92,13 +96,13 @@ class Node:
         if fn.watches:
             prewarm = fn.keepalive.on_arrival(fn.name, fn.key, now)
             if prewarm is not None:
-                self.pool.prewarm(fn, now + prewarm.after_s)
+                self.pool.prewarm(fn, now + prewarm.after_s, prewarm.instances)
         if request.deadline_s < fn.timer_at_s:
             self.timers.arm(fn, request.deadline_s)
         if fn.idle:
-            self._pump(fn, now, out)
+            self.pump(fn, now, out)
         elif now >= fn.scale_at_s or not fn.sandboxes:
-            self._scale(fn, now, out)
+            self.scale(fn, now, out)
 
     def _cancelled(self, event: m.Cancelled, now: float, out: list[Effect]) -> None:
         fn = self.functions.get(event.request.function)
@@ -109,42 +113,29 @@ class Node:
                 return  # it is running, or was answered: nothing to take back
             fn.flushing = fn.flushing and bool(fn.queue)
 
-    def _pump(self, fn: FunctionState, now: float, out: list[Effect]) -> None:
+    def pump(self, fn: FunctionState, now: float, out: list[Effect]) -> None:
         """Match the queue with idle instances until one of them runs out or the policy says wait."""
         queue, idle = fn.queue, fn.idle
         while queue and idle:
-            if fn.flushing:
-                size = fn.batching.max_size
-            else:
-                decision = fn.batching.decide(queue, now)
-                if type(decision) is Wait:
-                    if decision.until_s is not None:
-                        self.timers.arm(fn, decision.until_s)
-                    return
-                size = decision.size  # type: ignore[union-attr]
-            batch = self._take(fn, size, now, out)
+            decision = Dispatch(fn.batching.max_size) if fn.flushing else fn.batching.decide(queue, now)
+            if type(decision) is Wait:
+                if decision.until_s is not None:
+                    self.timers.arm(fn, decision.until_s)
+                return
+            batch = take(queue, decision, now, out)  # type: ignore[arg-type]  # mypy does not narrow by `is not`
             if batch:
                 self._run(fn, idle.pop(), batch, now, out)
         if queue:
-            self._scale(fn, now, out)
+            self.scale(fn, now, out)
         else:
             fn.flushing = False
-
-    def _take(self, fn: FunctionState, size: int, now: float, out: list[Effect]) -> list[Request]:
-        """The oldest `size` requests whose deadline has not passed; the late ones are answered and not run."""
-        queue = fn.queue
-        batch: list[Request] = []
-        while queue and len(batch) < size:
-            request = queue.popleft()
-            if request.deadline_s <= now:
-                out.append(m.Reject(request, refusals.late(request, now)))
-            else:
-                batch.append(request)
-        return batch
 
     def _run(self, fn: FunctionState, sandbox: Sandbox, batch: list[Request], now: float, out: list[Effect]) -> None:
         sandbox.state = State.BUSY  # READY → BUSY, by far the most frequent move: legal by construction
         sandbox.batch = batch
+        if sandbox.rested:
+            sandbox.rested = False
+            sandbox.reuses += 1
         sandbox.run_deadline_s = now + fn.revision.spec.timeout_s
         if sandbox.run_deadline_s < sandbox.timer_at_s:
             self.timers.arm(sandbox, sandbox.run_deadline_s)
@@ -169,24 +160,24 @@ class Node:
         sandbox.run_deadline_s = INF
         fn.idle.append(sandbox)
         fn.batching.on_run(size, event[1], now)
+        if fn.on_run is not None:
+            fn.on_run(sandbox.revision.spec, size, event[1], now)
         if fn.removed or sandbox.revision is not fn.revision:
             self.pool.destroy(sandbox, "outdated", out)
             return
         if fn.queue:
-            self._pump(fn, now, out)
+            self.pump(fn, now, out)
         if sandbox.state is State.READY:
             self.pool.became_idle(sandbox, now, out)
 
     # ------------------------------------------------------------ how many instances
 
-    def _scale(self, fn: FunctionState, now: float, out: list[Effect]) -> None:
+    def scale(self, fn: FunctionState, now: float, out: list[Effect]) -> None:
         """Start instances while one more would serve the queue sooner than those that are there or rising.
 
         The rule is ski rental: a queue that the present instances will have served before a new one could be ready
         is not worth a start. Without a known run time, waiting as long as a start takes is the evidence.
         """
-        if self.closing:
-            return
         limit = fn.revision.spec.max_instances
         while fn.queue and fn.own < limit and scaling.wants_one(fn, self.timers, now):
             if not self._start(fn, now, out):
@@ -199,8 +190,8 @@ class Node:
             fn.starved = False
             return True
         need, budget = self.pool.need_bytes(fn), self.pool.ledger.budget_bytes
-        if need > budget or not (self.pool.sandboxes or self.pool.langs):
-            self._reject_all(fn, refusals.over_budget(fn, need, budget), out)
+        if need > budget or not (self.pool.sandboxes or self.pool.langs or self.pool.bares.layers):
+            self.reject_all(fn, refusals.over_budget(fn, need, budget), out)
         elif fn.live == 0:
             fn.starved = self._starved = True
         return False
@@ -212,9 +203,9 @@ class Node:
         for fn in waiting:
             fn.starved = False
             if fn.queue:
-                self._scale(fn, now, out)
+                self.scale(fn, now, out)
 
-    def _reject_all(self, fn: FunctionState, error: RewarmError, out: list[Effect]) -> None:
+    def reject_all(self, fn: FunctionState, error: RewarmError, out: list[Effect]) -> None:
         fn.flushing = False
         while fn.queue:
             out.append(m.Reject(fn.queue.popleft(), error))
@@ -224,19 +215,27 @@ class Node:
     def _raised(self, event: m.Raised, now: float, out: list[Effect]) -> None:
         sandbox = self.pool.sandboxes.get(event.sandbox_id)
         if sandbox is None:
+            bare = self.pool.bares.layers.get(event.sandbox_id)
+            if bare is not None:
+                self.pool.bares.raised(bare, event.seconds, now, out)
             return
         fn = sandbox.function
-        if event.state is State.USER:
+        if event.state is State.BARE:
+            self.pool.bares.seconds.add(event.seconds)
+        elif event.state is State.USER:
             fn.user_s.add(event.seconds)
         if self.pool.raised(sandbox, event.state, now, out):
             fn.idle.append(sandbox)  # of the current revision: those that rose for an older one were told to end
-            self._pump(fn, now, out)
+            self.pump(fn, now, out)
             if sandbox.state is State.READY:
                 self.pool.became_idle(sandbox, now, out)
 
     def _exited(self, event: m.Exited, now: float, out: list[Effect]) -> None:
         sandbox = self.pool.sandboxes.get(event.sandbox_id)
         if sandbox is None:
+            bare = self.pool.bares.layers.get(event.sandbox_id)
+            if bare is not None:
+                self.pool.bares.exited(bare)
             return
         fn, batch = sandbox.function, sandbox.batch
         sandbox.batch = None
@@ -249,89 +248,30 @@ class Node:
             self._start_failed(fn, event.error, now, out)
         if fn.queue and not fn.removed:
             if fn.idle:
-                self._pump(fn, now, out)
+                self.pump(fn, now, out)
             else:
-                self._scale(fn, now, out)
+                self.scale(fn, now, out)
 
     def _start_failed(self, fn: FunctionState, error: RewarmError | None, now: float, out: list[Effect]) -> None:
         """One attempt for all who waited: they are answered, unless another instance can still serve them."""
         fn.last_error = error or StartFailed(f"an instance of {fn.name!r} ended before it was ready")
         if fn.live == 0:
-            self._reject_all(fn, fn.last_error, out)
+            self.reject_all(fn, fn.last_error, out)
         else:
             fn.retry_at_s = now + RETRY_S
 
     def _lang_raised(self, event: m.LangRaised, now: float, out: list[Effect]) -> None:
-        self.pool.lang_raised(event.key, event.seconds, now, out)
+        self.pool.runtimes.raised(event.key, event.seconds, now, out)
 
     def _lang_exited(self, event: m.LangExited, now: float, out: list[Effect]) -> None:
-        for sandbox in self.pool.lang_exited(event.key, event.error, now, out):
+        for sandbox in self.pool.runtimes.exited(event.key, event.error, now, out):
             fn = sandbox.function
             self.pool.destroy(sandbox, "no runtime", out)
             self._start_failed(fn, event.error, now, out)
 
     def _measured(self, event: m.Measured, now: float, out: list[Effect]) -> None:
         self.pool.measured(event.node, event.resident_bytes)
-        if self.pool.ledger.short_bytes():
-            self.pool.make_room(0, now, out)
-
-    # ------------------------------------------------------------ functions
-
-    def _deployed(self, event: m.Deployed, now: float, out: list[Effect]) -> None:
-        revision, spec = event.revision, event.revision.spec
-        batching = registry.batching(spec.batching, spec)
-        keepalive = registry.keepalive(spec.keepalive) if spec.keepalive is not None else self.pool.keepalive
-        fn = self.functions.get(revision.name)
-        if fn is None:
-            self.functions[revision.name] = FunctionState(revision, batching, keepalive)
-            return
-        if fn.revision.digest == revision.digest:
-            return
-        fn.take_on(revision, batching, keepalive)
-        self._end_unless_busy(fn, "outdated", out)
-        if fn.queue:
-            self._scale(fn, now, out)
-
-    def _removed(self, event: m.Removed, now: float, out: list[Effect]) -> None:
-        fn = self.functions.pop(event.function, None)
-        if fn is None:
-            return
-        fn.removed = True
-        self._reject_all(fn, NotFound(f"the function {fn.name!r} was removed"), out)
-        self._end_unless_busy(fn, "removed", out)
-
-    def _end_unless_busy(self, fn: FunctionState, reason: str, out: list[Effect]) -> None:
-        for sandbox in list(fn.sandboxes.values()):
-            if sandbox.state is not State.BUSY:
-                self.pool.destroy(sandbox, reason, out)
-
-    def _flush(self, event: m.Flush, now: float, out: list[Effect]) -> None:
-        fn = self.functions.get(event.function)
-        if fn is not None and fn.queue:
-            fn.flushing = True
-            self._pump(fn, now, out)
-
-    def _load(self, event: m.Load, now: float, out: list[Effect]) -> None:
-        fn = self.functions.get(event.function)
-        if fn is not None and fn.live == 0 and not self.draining:
-            self.pool.start(fn, now, out)
-
-    def _unload(self, event: m.Unload, now: float, out: list[Effect]) -> None:
-        fn = self.functions.get(event.function)
-        if fn is not None and not fn.queue:
-            for sandbox in list(fn.idle):
-                self.pool.destroy(sandbox, "unload", out)
-
-    def _drain(self, event: m.Draining, now: float, out: list[Effect]) -> None:
-        self.draining = True
-        if event.final:
-            self.closing = self.pool.closing = True
-        for fn in self.functions.values():
-            if event.final:
-                self._reject_all(fn, refusals.draining(), out)
-            if fn.queue:
-                fn.flushing = True
-                self._pump(fn, now, out)
+        eviction.make_room(self.pool, 0, now, out)
 
     # ------------------------------------------------------------ time
 
@@ -340,30 +280,24 @@ class Node:
         while (sleeper := self.timers.pop_due(now)) is not None:
             due.append(sleeper)
         for sleeper in due:
-            if isinstance(sleeper, Sandbox):
-                self._wake_sandbox(sleeper, now, out)
-            elif isinstance(sleeper, FunctionState):
-                self._wake_function(sleeper, now, out)
-            elif isinstance(sleeper, LangLayer):
-                self.pool.wake_lang(sleeper, now, out)
+            self._wakers[type(sleeper)](sleeper, now, out)
 
     def _wake_function(self, fn: FunctionState, now: float, out: list[Effect]) -> None:
         if fn.removed:
             return
         if fn.prewarm_at_s <= now:
             fn.prewarm_at_s = INF
-            room = len(fn.sandboxes) < fn.revision.spec.max_instances
-            if room and not fn.idle and not fn.rising and not self.draining:
-                self.pool.start(fn, now, out)
+            if not self.draining:
+                self.pool.start_ahead(fn, now, out)
         for request in [request for request in fn.queue if request.deadline_s <= now]:
             fn.queue.remove(request)
             out.append(m.Reject(request, refusals.late(request, now)))
         fn.flushing = fn.flushing and bool(fn.queue)
         if fn.queue:
             if fn.idle:
-                self._pump(fn, now, out)
+                self.pump(fn, now, out)
             else:
-                self._scale(fn, now, out)
+                self.scale(fn, now, out)
             self.timers.arm(fn, min((request.deadline_s for request in fn.queue), default=INF))
         self.timers.arm(fn, fn.prewarm_at_s)
 
@@ -381,7 +315,7 @@ class Node:
         elif sandbox.rising:
             fn = sandbox.function
             self.pool.destroy(sandbox, "start timeout", out)
-            self.pool.drop_stuck(sandbox.key, now, out)
+            self.pool.runtimes.drop_stuck(sandbox.key, now, out)
             self._start_failed(fn, refusals.start_timeout(fn, now - sandbox.created_s), now, out)
 
     def _timed_out(self, sandbox: Sandbox, now: float, out: list[Effect]) -> None:
@@ -391,7 +325,7 @@ class Node:
         self.pool.destroy(sandbox, "timeout", out)
         out.extend(m.Reject(request, error) for request in batch)
         if fn.queue and not fn.removed and not fn.idle:
-            self._scale(fn, now, out)
+            self.scale(fn, now, out)
 
     def check(self) -> None:
         """Raises AssertionError unless every invariant of the module docstring holds."""

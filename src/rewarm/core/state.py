@@ -1,18 +1,30 @@
-"""The records of the core: one per function, sandbox and Lang layer. Only `node` and `pool` change them."""
+"""The records of the core: one per function, sandbox, Lang layer and Bare. Only the modules beside this change them."""
 
 from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Callable
 
+from rewarm.core.ledger import Ledger
+from rewarm.core.timers import Timers
 from rewarm.errors import RewarmError
-from rewarm.facts.function import LangKey, Revision
+from rewarm.facts.function import FunctionSpec, LangKey, Revision
 from rewarm.facts.request import Request
 from rewarm.facts.sandbox import SandboxState, StartKind, check_move
 from rewarm.policy.batching.base import BatchingPolicy
-from rewarm.policy.keepalive.base import KeepalivePolicy
+from rewarm.policy.keepalive.base import KeepalivePolicy, LayerView
 
 INF = float("inf")
+START_TIMEOUT_S_MIN = 60.0  # importing a large framework from a cold disk is slow, but not slower than this
+
+OnRun = Callable[[FunctionSpec, int, float, float], None]
+OnGone = Callable[[LayerView, bool, float], None]
+
+
+def gone_hook(keepalive: KeepalivePolicy) -> OnGone | None:
+    """`on_gone` of a policy that wants to hear of ends (`WatchesEnds`)."""
+    return keepalive.on_gone if getattr(keepalive, "watches_ends", False) else None  # type: ignore[attr-defined]
 
 
 class Mean:
@@ -34,9 +46,9 @@ class FunctionState:
     """One deployed function: its queue, its policies and its sandboxes."""
 
     __slots__ = (
-        "batching", "batching_watches", "flushing", "idle", "keepalive", "key", "last_error", "name",
-        "prewarm_at_s", "queue", "queue_max", "removed", "resident", "retry_at_s", "revision", "rising", "sandboxes",
-        "scale_at_s", "start_s", "starved", "timer_at_s", "user_s", "watches",
+        "batching", "batching_watches", "flushing", "idle", "keepalive", "key", "last_error", "name", "on_gone",
+        "on_run", "prewarm_at_s", "prewarm_instances", "queue", "queue_max", "removed", "resident", "retry_at_s",
+        "revision", "rising", "sandboxes", "scale_at_s", "start_s", "starved", "timer_at_s", "user_s", "watches",
     )  # fmt: skip
 
     def __init__(self, revision: Revision, batching: BatchingPolicy, keepalive: KeepalivePolicy) -> None:
@@ -53,6 +65,7 @@ class FunctionState:
         self.scale_at_s = -INF  # arrivals do not ask for more instances before this
         self.timer_at_s = INF
         self.prewarm_at_s = INF
+        self.prewarm_instances = 0  # how many there shall be then
 
     def take_on(self, revision: Revision, batching: BatchingPolicy, keepalive: KeepalivePolicy) -> None:
         """Answer with `revision` from now on. What was measured of the one before says nothing about it."""
@@ -62,6 +75,8 @@ class FunctionState:
         self.keepalive = keepalive
         # A policy that ignores arrivals says so with a class attribute, which saves a call per request.
         self.watches = getattr(keepalive, "watches_arrivals", True)
+        self.on_run: OnRun | None = keepalive.on_run if getattr(keepalive, "watches_runs", False) else None  # type: ignore[attr-defined]
+        self.on_gone = gone_hook(keepalive)
         self.batching_watches = getattr(batching, "watches_arrivals", True)
         self.queue_max = revision.spec.queue_max
         self.start_s = Mean(0.25)  # from the decision to READY
@@ -89,8 +104,8 @@ class Sandbox:
     """One instance on its way up, idle, busy or on its way out."""
 
     __slots__ = (
-        "batch", "created_s", "expires_s", "found", "function", "id", "idle_since_s", "key", "last_used_s",
-        "ready_at_s", "revision", "run_deadline_s", "state", "timer_at_s", "uses",
+        "batch", "created_s", "expires_s", "found", "function", "holds_lang", "id", "idle_since_s", "key",
+        "last_used_s", "ready_at_s", "rested", "reuses", "revision", "run_deadline_s", "state", "timer_at_s", "uses",
     )  # fmt: skip
 
     def __init__(self, sandbox_id: int, function: FunctionState, found: StartKind, now: float) -> None:
@@ -108,6 +123,9 @@ class Sandbox:
         self.run_deadline_s = INF
         self.timer_at_s = INF
         self.uses = 0
+        self.rested = False  # it has been idle since its last run
+        self.reuses = 0  # runs that found it idle
+        self.holds_lang = False  # counted among those that keep the Lang layer of its key from being idle
         self.batch: list[Request] | None = None
 
     def move(self, state: SandboxState) -> None:
@@ -127,14 +145,14 @@ class Sandbox:
 RISING = frozenset({SandboxState.ABSENT, SandboxState.BARE, SandboxState.LANG, SandboxState.USER})
 
 
-class LangState(enum.Enum):
+class LayerState(enum.Enum):
     RISING = "rising"
     ALIVE = "alive"
     DYING = "dying"
 
 
 class LangLayer:
-    """One zygote: the Lang layer of every function with its key."""
+    """One started runtime: the zygote of every function with its key, or, of a key that does not fork, a spare."""
 
     __slots__ = (
         "created_s", "expires_s", "idle_since_s", "key", "last_used_s", "state", "timer_at_s", "uses",
@@ -143,8 +161,8 @@ class LangLayer:
 
     def __init__(self, key: LangKey, now: float) -> None:
         self.key = key
-        self.state = LangState.RISING
-        self.waiting: list[Sandbox] = []  # BARE sandboxes to be forked once it is alive
+        self.state = LayerState.RISING
+        self.waiting: list[Sandbox] = []  # BARE sandboxes to be forked from it once it is alive
         self.created_s = now
         self.idle_since_s = now
         self.last_used_s = now
@@ -154,3 +172,41 @@ class LangLayer:
 
     def __repr__(self) -> str:
         return f"<lang {self.key} {self.state.value}>"
+
+
+class Bare:
+    """A scratch directory with its sockets that waits for a function, whichever comes first."""
+
+    __slots__ = ("created_s", "expires_s", "id", "idle_since_s", "last_used_s", "state", "timer_at_s")
+
+    def __init__(self, sandbox_id: int, now: float) -> None:
+        self.id = sandbox_id  # the sandbox that it becomes will have it too
+        self.state = LayerState.RISING
+        self.created_s = now
+        self.idle_since_s = now
+        self.last_used_s = now
+        self.expires_s = INF
+        self.timer_at_s = INF
+
+    def __repr__(self) -> str:
+        return f"<bare {self.id} {self.state.value}>"
+
+
+class Ground:
+    """What all layers of one node stand on: the account, the timers, the rule for the layers that functions share."""
+
+    __slots__ = ("closing", "draining", "evictions", "keepalive", "last_id", "ledger", "on_gone", "timers")
+
+    def __init__(self, ledger: Ledger, timers: Timers, keepalive: KeepalivePolicy) -> None:
+        self.ledger = ledger
+        self.timers = timers
+        self.keepalive = keepalive
+        self.on_gone = gone_hook(keepalive)
+        self.draining = False  # nothing is raised any more but what the queues need
+        self.closing = False  # nothing is raised any more
+        self.evictions = 0
+        self.last_id = 0
+
+    def new_id(self) -> int:
+        self.last_id += 1
+        return self.last_id

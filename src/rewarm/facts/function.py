@@ -6,11 +6,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 from rewarm.errors import BadDefinition
 
 Kind = Literal["predict", "handler"]
+Runtime = Literal["python", "nodejs"]
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
 _PACKAGE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
@@ -66,19 +68,38 @@ class LangKey:
 
     packages: tuple[str, ...] = ()
     runtime: str = "python"
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for package in self.packages:
             if not isinstance(package, str) or _PACKAGE.fullmatch(package) is None:
                 raise BadDefinition(f"{package!r} in preload is not the name of a package")
         object.__setattr__(self, "packages", tuple(sorted(set(self.packages))))
+        object.__setattr__(self, "_hash", hash((self.packages, self.runtime)))
+
+    def __hash__(self) -> int:
+        return self._hash  # keys are looked up a dozen times in each start
+
+    def __reduce__(self) -> tuple[type[LangKey], tuple[tuple[str, ...], str]]:
+        return LangKey, (self.packages, self.runtime)  # made anew: hashes of text differ between processes
+
+    @property
+    def forks(self) -> bool:
+        """False: a started runtime of this key is no zygote but becomes one instance, and is used up by that."""
+        return self.runtime != "nodejs"
 
     def covers(self, other: LangKey) -> bool:
         """True if a zygote of this key may be the ancestor of `other` (equal keys included)."""
-        return self.runtime == other.runtime and set(self.packages) <= set(other.packages)
+        return self.forks and self.runtime == other.runtime and set(self.packages) <= set(other.packages)
 
     def __str__(self) -> str:
         return "+".join((self.runtime, *self.packages))
+
+
+@lru_cache(maxsize=1024)
+def _lang_key(packages: tuple[str, ...], runtime: str) -> LangKey:
+    """One object per key where it can be: finding it in a dict then takes no comparison."""
+    return LangKey(packages, runtime)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +137,7 @@ class FunctionSpec:
     max_instances: int = 2
     queue_max: int = 1024
     env: tuple[tuple[str, str], ...] = ()
+    runtime: Runtime = "python"
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -138,13 +160,21 @@ class FunctionSpec:
             raise BadDefinition(f"max_instances must be 1 to 1000, not {self.max_instances}")
         if not 1 <= self.queue_max <= 1_000_000:
             raise BadDefinition(f"queue_max must be 1 to 1000000, not {self.queue_max}")
+        self._check_runtime()
 
+    def _check_runtime(self) -> None:
+        if self.runtime not in ("python", "nodejs"):
+            raise BadDefinition(f"runtime must be 'python' or 'nodejs', not {self.runtime!r}")
+        if self.runtime == "nodejs" and self.kind != "handler":
+            raise BadDefinition(f"a function of the runtime 'nodejs' is a handler, not {self.kind!r}")
+        if self.runtime == "nodejs" and self.preload:
+            raise BadDefinition("preload names packages of Python; leave it out for the runtime 'nodejs'")
         _ = self.lang_key  # raises for what is not the name of a package
 
     @property
     def lang_key(self) -> LangKey:
         """Functions on arrays need numpy in their Lang layer whether they say so or not."""
-        return LangKey((*self.preload, "numpy") if self.kind == "predict" else self.preload)
+        return _lang_key((*self.preload, "numpy") if self.kind == "predict" else self.preload, self.runtime)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; `from_json` is its inverse. The registry and the wire carry this."""
@@ -160,6 +190,7 @@ class FunctionSpec:
             "preload": list(self.preload), "weights": self.weights,
             "inputs": tensors(self.inputs), "outputs": tensors(self.outputs),
             "max_instances": self.max_instances, "queue_max": self.queue_max, "env": dict(self.env),
+            "runtime": self.runtime,
         }  # fmt: skip
 
     @staticmethod

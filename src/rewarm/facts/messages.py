@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from rewarm.errors import RewarmError
 from rewarm.facts.function import FunctionSpec, LangKey, Revision
+from rewarm.facts.profile import Profile
 from rewarm.facts.request import Request
 from rewarm.facts.sandbox import SandboxState
 
@@ -79,9 +80,13 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Deployed:
-    """`revision` is what the name answers with from now on; instances of the old one are drained."""
+    """`revision` is what the name answers with from now on; instances of the old one are drained.
+
+    `profile`: the run times measured of it, for a batching policy that plans with them.
+    """
 
     revision: Revision
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +153,9 @@ class Reject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RaiseBare:
-    """Make scratch directory and sockets. → Raised(BARE) or Exited."""
+    """Make scratch directory and sockets, for nobody yet. → Raised(BARE) or Exited."""
 
     sandbox_id: int
-    spec: FunctionSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +168,15 @@ class RaiseLang:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Fork the zygote of `key` into the sandbox. → Raised(LANG) or Exited."""
+    """Fork the zygote of `key` into the sandbox, which is `spec`'s from here on. → Raised(LANG) or Exited.
+
+    A key that does not fork is consumed: the one runtime that waits goes into the sandbox, no LangExited comes for it,
+    and RaiseLang of the key may follow at once.
+    """
 
     sandbox_id: int
     key: LangKey
+    spec: FunctionSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,5 +27,10 @@ class Request:
         self.deadline_s = deadline_s
         self.payload = payload
 
+    @property
+    def size_bytes(self) -> int:
+        """How large the body is, for policies that sort by it. Here nobody knows; the front door's requests do."""
+        return 0
+
     def __repr__(self) -> str:
         return f"<Request {self.function} arrived {self.arrived_s:.6f}>"

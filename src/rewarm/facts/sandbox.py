@@ -14,6 +14,8 @@ import enum
 
 
 class SandboxState(enum.Enum):
+    __hash__ = object.__hash__  # Enum's own is Python code; members are single objects, and looked up all the time
+
     ABSENT = "absent"
     BARE = "bare"
     LANG = "lang"
@@ -58,6 +60,8 @@ def check_move(old: SandboxState, new: SandboxState) -> None:
 
 class StartKind(enum.Enum):
     """What a request found: the highest layer that was alive when it came (answer header Rewarm-Start)."""
+
+    __hash__ = object.__hash__  # as above: counted per request
 
     WARM = "warm"
     USER = "user"

@@ -7,7 +7,8 @@ from typing import Any
 
 from rewarm.obs.stats import BATCH_BOUNDS, FunctionStats, Histogram
 
-Gauges = Callable[[], Iterable[tuple[str, str, dict[str, str], float]]]  # (name, help, labels, value)
+#: (name, help, labels, value); a name that ends in "_total" is a counter's.
+Gauges = Callable[[], Iterable[tuple[str, str, dict[str, str], float]]]
 
 
 class LayerTimes:
@@ -86,12 +87,13 @@ class Collector:
         yield from (duration, queue, size, layer)
 
     def _gauge_families(self) -> Iterator[Any]:
-        from prometheus_client.core import GaugeMetricFamily
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         families: dict[str, Any] = {}
         for name, text, labels, value in self._gauges():
             if name not in families:
-                families[name] = GaugeMetricFamily(name, text, labels=list(labels))
+                kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+                families[name] = kind(name, text, labels=list(labels))
             families[name].add_metric(list(labels.values()), value)
         yield from families.values()
 

@@ -7,9 +7,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from typing import Any
 
-#: AWS Lambda's price list (x86, first tier): per call and per GB·s; INIT is billed since 2025-08-01.
-PRICE_PER_CALL = 2e-7
-PRICE_PER_GB_S = 1.66667e-5
+from rewarm.facts.prices import PRICE_PER_CALL, PRICE_PER_GB_S
 
 #: Upper bounds in seconds: OpenTelemetry's hint for FaaS durations, with finer steps below 5 ms.
 DURATION_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)

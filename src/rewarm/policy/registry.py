@@ -5,8 +5,8 @@
 
 A parameter that ends in `_s` is a duration: a number of seconds, or text such as "300ms"; its name may be written
 without the `_s`. Third parties add names through the entry point groups `rewarm.batching`, whose objects are called as
-`factory(function_spec, **parameters)`, and `rewarm.keepalive`, called as `factory(**parameters)`. Their distributions
-are looked at only when a name is not on the menu.
+`factory(function_spec, **parameters)`, with `profile=…` if they have a parameter of this name, and `rewarm.keepalive`,
+called as `factory(**parameters)`. Their distributions are looked at only when a name is not on the menu.
 """
 
 from __future__ import annotations
@@ -18,15 +18,25 @@ from typing import Any
 
 from rewarm.errors import BadDefinition
 from rewarm.facts.function import FunctionSpec, PolicySpec
+from rewarm.facts.profile import Profile
 from rewarm.policy.batching.aimd import Aimd
 from rewarm.policy.batching.base import BatchingPolicy
+from rewarm.policy.batching.batch import Batch
 from rewarm.policy.batching.dynamic import Dynamic
+from rewarm.policy.batching.mbs import Mbs
 from rewarm.policy.batching.none import NoBatching
 from rewarm.policy.batching.slo import Slo
 from rewarm.policy.batching.static import Static
+from rewarm.policy.keepalive.barista import Barista
 from rewarm.policy.keepalive.base import KeepalivePolicy
+from rewarm.policy.keepalive.break_even import BreakEven
+from rewarm.policy.keepalive.faascache import FaasCache
 from rewarm.policy.keepalive.fixed import FixedKeepalive
+from rewarm.policy.keepalive.hazard import Hazard
+from rewarm.policy.keepalive.histogram import Histogram
+from rewarm.policy.keepalive.lru import LeastRecentlyUsed
 from rewarm.policy.keepalive.none import NoKeepalive
+from rewarm.policy.keepalive.rainbowcake import RainbowCake
 from rewarm.units import seconds
 
 _BATCHING: dict[str, Callable[..., BatchingPolicy]] = {
@@ -35,17 +45,39 @@ _BATCHING: dict[str, Callable[..., BatchingPolicy]] = {
     "dynamic": Dynamic,
     "aimd": Aimd,
     "slo": Slo,
+    "batch": Batch,
+    "mbs": Mbs,
 }
+_PROFILE = "profile"  # the parameter that is measured and not written
 _KEEPALIVE: dict[str, Callable[..., KeepalivePolicy]] = {
     "none": NoKeepalive,
     "fixed": FixedKeepalive,
+    "lru": LeastRecentlyUsed,
+    "faascache": FaasCache,
+    "break_even": BreakEven,
+    "histogram": Histogram,
+    "rainbowcake": RainbowCake,
+    "barista": Barista,
+    "hazard": Hazard,
 }
 
+#: For checking what a person wrote before anything was measured: a policy that plans with a profile takes any.
+ANY_PROFILE = Profile((1, 2), (1,), ((0.001, 0.001),))
 
-def batching(spec: PolicySpec, function: FunctionSpec) -> BatchingPolicy:
-    """A fresh policy for one function. Raises BadDefinition for an unknown name or parameter or a bad value."""
+
+def batching(spec: PolicySpec, function: FunctionSpec, profile: Profile | None = None) -> BatchingPolicy:
+    """A fresh policy for one function; `profile` goes to a factory that has a parameter of this name.
+
+    Raises BadDefinition for an unknown name or parameter, a bad value, or a profile that is missing.
+    """
     factory: Callable[..., BatchingPolicy] = _find("batching", _BATCHING, spec.name)
-    return factory(function, **_fit(spec, factory, skip=1))
+    measured = {_PROFILE: profile} if _takes_profile(factory) else {}
+    return factory(function, **_fit(spec, factory, skip=1), **measured)
+
+
+def plans_with_profile(spec: PolicySpec) -> bool:
+    """True if this batching policy is given a profile. Raises BadDefinition for an unknown name."""
+    return _takes_profile(_find("batching", _BATCHING, spec.name))
 
 
 def keepalive(spec: PolicySpec) -> KeepalivePolicy:
@@ -112,6 +144,7 @@ def _fit(spec: PolicySpec, factory: Callable[..., Any], skip: int) -> dict[str, 
     known = list(inspect.signature(factory).parameters.values())[skip:]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
         return {key: _value(key, value) for key, value in spec.params.items()}
+    known = [parameter for parameter in known if parameter.name != _PROFILE]
     names = [parameter.name for parameter in known]
     fitted: dict[str, Any] = {}
     for key, value in spec.params.items():
@@ -127,6 +160,10 @@ def _fit(spec: PolicySpec, factory: Callable[..., Any], skip: int) -> dict[str, 
         needs = ", ".join(missing)
         raise BadDefinition(f"policy {spec.name!r} needs {needs}, for example '{spec.name}:{missing[0]}=8'")
     return fitted
+
+
+def _takes_profile(factory: Callable[..., Any]) -> bool:
+    return _PROFILE in inspect.signature(factory).parameters
 
 
 def _find(kind: str, menu: Mapping[str, Callable[..., Any]], name: str) -> Callable[..., Any]:

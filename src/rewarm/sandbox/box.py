@@ -37,9 +37,10 @@ def remove_scratch(path: Path) -> None:
 class Box:
     """Everything the server holds for one sandbox. Closed exactly once, by `release`."""
 
-    def __init__(self, sandbox_id: int, spec: FunctionSpec, scratch: Path, loop: asyncio.AbstractEventLoop) -> None:
+    spec: FunctionSpec  # whose it is; set by Fork, before anything runs in it
+
+    def __init__(self, sandbox_id: int, scratch: Path, loop: asyncio.AbstractEventLoop) -> None:
         self.id = sandbox_id
-        self.spec = spec
         self.scratch = scratch
         self.pid: int | None = None
         self.status: int | None = None  # wait status once it has ended
@@ -84,6 +85,13 @@ class Box:
         self._loop.add_reader(self.channel.fileno(), self._readable)
         self._loop.add_reader(self.log_fd, self._log_readable)
         self._log_open = True
+
+    def adopt(self, channel: socket.socket, log_fd: int, pid: int) -> None:
+        """Take over a process that runs already, with the near ends of its socket and log pipe, in place of our own."""
+        self.close_far()
+        self.channel.close()
+        os.close(self.log_fd)
+        self.channel, self.log_fd, self.pid = channel, log_fd, pid
 
     def close_far(self) -> None:
         self.far_channel.close()

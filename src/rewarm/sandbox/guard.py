@@ -26,7 +26,7 @@ class GuardedDriver:
         self._inner = inner
         self._sink: Sink | None = None
         self._alive: dict[int, bool] = {}  # sandbox → may still report progress (False once Destroy was asked)
-        self._langs: set[LangKey] = set()
+        self._langs: dict[LangKey, bool] = {}  # the same for zygotes (False once DropLang was asked)
         self._failures: dict[int, SandboxFailed] = {}  # abandoned, and their end not reported yet
         self._muted = False
 
@@ -43,9 +43,14 @@ class GuardedDriver:
         if isinstance(effect, m.Reject):
             raise TypeError("Reject is not for drivers")
         sandbox_id = effect.sandbox_id
+        consumed = effect.key if isinstance(effect, m.Fork) and not effect.key.forks else None
+        if consumed is not None and self._langs.get(consumed, False):
+            del self._langs[consumed]  # used up, whatever becomes of the sandbox
         if isinstance(effect, m.RaiseBare):
             self._alive[sandbox_id] = True
         elif sandbox_id not in self._alive:
+            if consumed is not None:
+                self._end_unused(consumed)
             return
         if isinstance(effect, m.Destroy):
             self._alive[sandbox_id] = False
@@ -53,7 +58,16 @@ class GuardedDriver:
             self._inner.carry_out(effect)
         except Exception as error:
             log.exception("driver %s failed on %s", self.name, type(effect).__name__)
+            if consumed is not None:
+                self._end_unused(consumed)
             self._abandon(effect, error)
+
+    def _end_unused(self, key: LangKey) -> None:
+        """The core counts on it being used up; what the driver still has of it goes, and nobody hears of that."""
+        try:
+            self._inner.carry_out(m.DropLang(key, "driver failure"))
+        except Exception:
+            log.exception("driver %s failed to end runtime %s", self.name, key)
 
     def _abandon(self, effect: m.RaiseBare | m.Fork | m.LoadUser | m.Run | m.Destroy, error: Exception) -> None:
         """The driver does not know what it did: have it release the sandbox, or else report the end ourselves."""
@@ -72,9 +86,11 @@ class GuardedDriver:
 
     def _carry_out_lang(self, effect: m.RaiseLang | m.DropLang) -> None:
         if isinstance(effect, m.RaiseLang):
-            self._langs.add(effect.key)
+            self._langs[effect.key] = True
         elif effect.key not in self._langs:
             return
+        else:
+            self._langs[effect.key] = False
         try:
             self._inner.carry_out(effect)
         except Exception as error:
@@ -116,10 +132,9 @@ class GuardedDriver:
                 self._muted = isinstance(event, m.RunDone)  # its answers follow, and their callers were answered
                 return
         elif isinstance(event, m.LangExited):
-            if event.key not in self._langs:
+            if self._langs.pop(event.key, None) is None:
                 return
-            self._langs.discard(event.key)
-        elif isinstance(event, m.LangRaised) and event.key not in self._langs:
+        elif isinstance(event, m.LangRaised) and not self._langs.get(event.key, False):
             return
         self._sink.post(event)
 

@@ -3,7 +3,7 @@
 A driver carries effects out without blocking and reports through its sink, on the event loop's thread:
 
 - RaiseBare  → Raised(BARE)                       | Exited
-- Fork       → Raised(LANG)                       | Exited
+- Fork       → Raised(LANG)                       | Exited; the sandbox is that function's from here on
 - LoadUser   → Raised(USER) then Raised(READY)    | Exited with the reason (StartFailed, bad_definition …)
 - Run        → RunDone, then `answer` for its requests | Exited
 - Destroy    → Exited without error; nothing but Exited comes for this sandbox any more
@@ -13,6 +13,9 @@ A driver carries effects out without blocking and reports through its sink, on t
 Exited comes exactly once for each sandbox, after everything it held is released: processes reaped, directory removed,
 descriptors closed. A sandbox that dies by itself is Exited with an error that says how. Effects for a sandbox that is
 already gone are ignored: the two crossed on the way.
+
+A Lang key that does not fork (`LangKey.forks`) is consumed by Fork: its one runtime becomes the sandbox's process. No
+LangExited comes for it, and a RaiseLang of the same key may follow at once.
 """
 
 from __future__ import annotations

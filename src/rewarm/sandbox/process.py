@@ -25,6 +25,7 @@ from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import SandboxState
 from rewarm.kernel import PACKET_BYTES_MAX, SINGLE_THREADED_ENV
 from rewarm.sandbox.box import Box, remove_scratch
+from rewarm.sandbox.nodejs import Runtimes
 from rewarm.sandbox.port import Node, Sink
 from rewarm.sandbox.reaper import Reaper
 
@@ -65,6 +66,7 @@ class ProcessDriver:
         self._sink = sink
         self._loop = asyncio.get_running_loop()
         self._reaper = Reaper(self._loop)
+        self._runtimes = Runtimes(self._loop, self._reaper, sink, self._clock, self._signal_closed)
         self._session = os.getsid(0)
         self._run_dir.mkdir(parents=True, exist_ok=True)
 
@@ -74,6 +76,7 @@ class ProcessDriver:
     def pids(self) -> dict[Node, int]:
         pids: dict[Node, int] = {box.id: box.pid for box in self._boxes.values() if box.pid is not None}
         pids.update({z.key: z.pid for z in self._zygotes.values() if z.pid is not None})
+        pids.update(self._runtimes.pids())
         return pids
 
     def drain_log(self, sandbox_id: int) -> None:
@@ -86,7 +89,7 @@ class ProcessDriver:
     def _raise_bare(self, effect: m.RaiseBare) -> None:
         since_s = self._clock()
         try:
-            box = Box(effect.sandbox_id, effect.spec, self._run_dir / f"sandbox-{effect.sandbox_id}", self._loop)
+            box = Box(effect.sandbox_id, self._run_dir / f"sandbox-{effect.sandbox_id}", self._loop)
         except OSError as error:
             text = f"no directory or socket for a sandbox: {error}; is the disk full, or the limit of open files low?"
             self._sink.post(m.Exited(effect.sandbox_id, SandboxFailed(text)))
@@ -97,7 +100,11 @@ class ProcessDriver:
     def _fork(self, effect: m.Fork) -> None:
         box = self._boxes[effect.sandbox_id]
         zygote = self._zygotes.get(effect.key)
+        box.spec = effect.spec
         box.since_s = self._clock()
+        if not effect.key.forks:
+            self._adopt(box, effect.key)
+            return
         order = {
             "op": "instance", "id": box.id, "scratch": str(box.scratch), "memory_bytes": box.spec.memory_bytes,
         }  # fmt: skip
@@ -111,6 +118,18 @@ class ProcessDriver:
             return
         box.hand_over(self._frames, self._maybe_gone, self._log)
 
+    def _adopt(self, box: Box, key: LangKey) -> None:
+        """The same for a runtime that cannot be forked: its process becomes the sandbox's."""
+        try:
+            runtime = self._runtimes.take(key, box.spec.memory_bytes)
+        except OSError as error:
+            self._give_up(box, SandboxFailed(f"an instance of {box.spec.name!r} could not be started: {error}"))
+            return
+        runtime.ended = box.ended
+        box.adopt(runtime.channel, runtime.log_fd, runtime.pid)
+        box.hand_over(self._frames, self._maybe_gone, self._log)
+        self._sink.post(m.Raised(box.id, SandboxState.LANG, self._clock() - box.since_s))
+
     def _load_user(self, effect: m.LoadUser) -> None:
         box = self._boxes[effect.sandbox_id]
         box.since_s = self._clock()
@@ -118,7 +137,7 @@ class ProcessDriver:
         revision = effect.revision
         order = {
             "spec": revision.spec.to_json(), "code_dir": revision.code_dir, "weights_path": revision.weights_path,
-            "version": revision.version,
+            "version": revision.version, "scratch": str(box.scratch),
         }  # fmt: skip
         box.send(wire.encode_plain(wire.LOAD, orjson.dumps(order)))
 
@@ -222,6 +241,9 @@ class ProcessDriver:
     # ------------------------------------------------------------ zygotes
 
     def _raise_lang(self, effect: m.RaiseLang) -> None:
+        if not effect.key.forks:
+            self._runtimes.start(effect.key)
+            return
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         near.setblocking(False)
         zygote = self._zygotes[effect.key] = _Zygote(effect.key, near)
@@ -288,6 +310,7 @@ class ProcessDriver:
             zygote.dropped = True
             zygote.alive = False
             self._kill_zygote(zygote)
+        self._runtimes.drop(effect.key)
 
     def _kill_zygote(self, zygote: _Zygote) -> None:
         if zygote.pid is not None and not zygote.reaped:
@@ -322,6 +345,7 @@ class ProcessDriver:
             self._destroy(m.Destroy(box.id, "shutdown"))
         for zygote in list(self._zygotes.values()):
             self._drop_lang(m.DropLang(zygote.key, "shutdown"))
+        self._runtimes.drop_all()
         self._signal_closed()
         try:
             await asyncio.wait_for(self._closing.wait(), _CLOSE_TIMEOUT_S)
@@ -337,7 +361,7 @@ class ProcessDriver:
             remove_scratch(scratch)
 
     def _signal_closed(self) -> None:
-        if self._closing is not None and not self._boxes and not self._zygotes:
+        if self._closing is not None and not (self._boxes or self._zygotes or self._runtimes):
             self._closing.set()
 
 

@@ -11,7 +11,6 @@ that arrive while an answer is due are kept (bounded) and parsed after it.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from typing import Any, ClassVar
 
@@ -23,11 +22,10 @@ from rewarm.errors import BadRequest, RequestTimeout, RewarmError
 from rewarm.serve import answers
 from rewarm.serve.call import Call
 from rewarm.serve.door import Door
+from rewarm.serve.lane import BODY, HEAD, IDLE, INF, WAIT, Lane
 from rewarm.serve.pump import PumpedReading
 from rewarm.serve.router import Target
 
-IDLE, HEAD, BODY, WAIT = range(4)
-INF = float("inf")
 _PIPELINE_MAX = 16
 _LINGER_S = 5.0
 
@@ -41,35 +39,32 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         door = self.door
-        self._phase = IDLE
-        self._active: Call | None = None
         self._backlog: deque[Call] = deque()
         self._stash = bytearray()
         self._ending = False  # nothing more is parsed: an answer that closes the connection is written or due
         self._last: bytes | None = None  # that answer, while those before it are due
-        self._special = False  # anything but one request, one answer, an empty buffer; `_rest` takes it back
-        self._fd = transport.get_extra_info("socket").fileno()
+        fd = transport.get_extra_info("socket").fileno()
+        self.lane = Lane(door, fd, self)
         transport.pause_reading()
-        self.flow = FlowControl(PumpedReading(door.pump, self._fd))  # type: ignore[arg-type]
-        door.pump.add(self._fd, self)
-        self.deadline_s = door.coarse_s + door.limits.header_timeout_s
-        door.connections.add(self)
+        self.flow = FlowControl(PumpedReading(door.pump, fd))  # type: ignore[arg-type]
+        door.pump.add(fd, self.lane)
+        door.lanes.add(self.lane)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.door.connections.discard(self)
-        self.door.pump.remove(self._fd, self)
-        for call in (self._active, *self._backlog):
+        self.door.lanes.discard(self.lane)
+        self.door.pump.remove(self.lane.fd, self.lane)
+        for call in (self.lane.active, *self._backlog):
             if call is not None:
-                call.connection = None
+                call.lane = None
                 self.door.backend.cancel(call)
-        self._active = None
+        self.lane.active = None
         self._backlog.clear()
         super().connection_lost(exc)
 
     def _busy(self) -> bool:
         """An answer is due, or the client has yet to read what was written."""
         return (
-            self._active is not None or self.flow.write_paused
+            self.lane.active is not None or self.flow.write_paused
             or (self.cycle is not None and not self.cycle.response_complete)
         )  # fmt: skip
 
@@ -86,9 +81,9 @@ class Connection(HttpToolsProtocol):
 
     def _hold(self, call: Call, answer: bytes) -> None:
         """An answer that needs no core; behind others it must wait for its turn."""
-        if self._active is None:
-            self._active = call
-            self.finish(call, answer)
+        if self.lane.active is None:
+            self.lane.active = call
+            self.lane.finish(call, answer)
         else:
             call.payload = answer  # bytes instead of an Item: already answered
             self._queue(call)
@@ -97,35 +92,19 @@ class Connection(HttpToolsProtocol):
         if len(self._backlog) >= _PIPELINE_MAX:
             self._end(BadRequest(f"more than {_PIPELINE_MAX} requests were pipelined"))
         else:
-            self._special = True
+            self.lane.special = True
             self._backlog.append(call)
 
-    def finish(self, call: Call, answer: bytes) -> None:
-        """Write the answer of the active call and go on with what is next."""
-        if call is not self._active:
-            return
-        door = self.door
-        if self._special or call.close or door.draining:
-            self._finish_carefully(call, answer)
-            return
-        self._active = None
-        # What asyncio's transport would do with an empty buffer, without its bookkeeping.
-        try:
-            sent = os.write(self._fd, answer)
-        except OSError:
-            sent = 0
-        if sent != len(answer):
-            self._special = True
-            self.transport.write(answer[sent:])
-            self._rest()
-            return
-        self._phase = IDLE
-        self.deadline_s = door.idle_until_s
+    def unsent(self, rest: bytes) -> None:
+        """The socket did not take the whole answer: the transport has the rest."""
+        self.lane.special = True
+        self.transport.write(rest)
+        self._rest()
 
-    def _finish_carefully(self, call: Call, answer: bytes) -> None:
-        """The same on a connection where more is going on than one request and its answer."""
-        self._active = None
-        call.connection = None
+    def finish_carefully(self, call: Call, answer: bytes) -> None:
+        """Answer the active call of a connection where more is going on than one request and its answer."""
+        self.lane.active = None
+        call.lane = None
         transport = self.transport
         if transport.is_closing():
             return
@@ -138,28 +117,28 @@ class Connection(HttpToolsProtocol):
     def _rest(self) -> None:
         """Answers are written: go on with what waits for that. A request that is half read keeps its phase."""
         if self.flow.write_paused:
-            self.deadline_s = min(self.deadline_s, self.door.coarse_s + self.door.limits.write_timeout_s)
+            self.lane.deadline_s = min(self.lane.deadline_s, self.door.coarse_s + self.door.limits.write_timeout_s)
             return  # a client that does not read gets no more to read; resume_writing comes back here
-        if self._phase == WAIT:
-            self._phase = IDLE
-            self.deadline_s = self.door.idle_until_s
+        if self.lane.phase == WAIT:
+            self.lane.phase = IDLE
+            self.lane.deadline_s = self.door.idle_until_s
         if self._backlog:
             self._next()
         elif self._last is not None:
             self._say_last(self._last)
         elif self._stash:
             self.loop.call_soon(self._resume)
-        elif self._phase == IDLE and not self.transport.get_write_buffer_size():
-            self._special = self._ending
+        elif self.lane.phase == IDLE and not self.transport.get_write_buffer_size():
+            self.lane.special = self._ending or self.timeout_keep_alive_task is not None
 
     def _next(self) -> None:
         call = self._backlog.popleft()
-        self._active = call
-        if self._phase == IDLE:
-            self._phase = WAIT
-            self.deadline_s = INF
+        self.lane.active = call
+        if self.lane.phase == IDLE:
+            self.lane.phase = WAIT
+            self.lane.deadline_s = INF
         if isinstance(call.payload, bytes):
-            self.finish(call, call.payload)
+            self.lane.finish(call, call.payload)
         else:
             self.door.submit(call)
 
@@ -173,7 +152,7 @@ class Connection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Graceful: an idle connection closes now, others with their answer."""
-        if self._active is not None or self._backlog:
+        if self.lane.active is not None or self._backlog:
             return  # `finish` closes, because the door is draining
         super().shutdown()
 
@@ -181,23 +160,23 @@ class Connection(HttpToolsProtocol):
         """The sweeper: the deadline of the present phase passed."""
         if self._ending:
             self.transport.abort()
-        elif self._phase in (HEAD, BODY):
-            what = "headers" if self._phase == HEAD else "body"
+        elif self.lane.phase in (HEAD, BODY):
+            what = "headers" if self.lane.phase == HEAD else "body"
             self._end(RequestTimeout(f"the {what} of the request did not arrive in time"))
         else:
             self.transport.close()
-            self.deadline_s = self.door.coarse_s + self.door.limits.write_timeout_s
-            self._ending = self._special = True
+            self.lane.deadline_s = self.door.coarse_s + self.door.limits.write_timeout_s
+            self._ending = self.lane.special = True
 
     def pause_writing(self) -> None:
         """The client does not read its answers: it has `write_timeout_s` to begin."""
-        self._special = True
+        self.lane.special = True
         super().pause_writing()
-        self.deadline_s = self.door.coarse_s + self.door.limits.write_timeout_s
+        self.lane.deadline_s = self.door.coarse_s + self.door.limits.write_timeout_s
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self.deadline_s = INF
+        self.lane.deadline_s = INF
         if not self._busy() and not self.transport.is_closing():
             self._rest()
 
@@ -207,15 +186,15 @@ class Connection(HttpToolsProtocol):
             return
         aws = self._target is not None and self._target.kind == wire.KIND_LAMBDA
         answer = answers.error_answer(error, self.door.date_line, close=True, aws=aws)
-        self._ending = self._special = True
-        if self._phase == BODY and self._target is None and self.cycle is not None:  # the application's own request
+        self._ending = self.lane.special = True
+        if self.lane.phase == BODY and self._target is None and self.cycle is not None:  # the application's own request
             if not self.cycle.response_started:
                 self.transport.write(answer)
             self._close_soon()
         elif self._busy():
             self._last = answer
             if not self.flow.write_paused:
-                self.deadline_s = INF
+                self.lane.deadline_s = INF
         elif linger:
             self._say_last(answer)
         else:
@@ -232,9 +211,9 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
             return
         self.flow.resume_reading()  # what comes is dropped by data_received
-        self.deadline_s = self.door.coarse_s + _LINGER_S
+        self.lane.deadline_s = self.door.coarse_s + _LINGER_S
 
     def _close_soon(self) -> None:
-        self._ending = self._special = True
-        self.deadline_s = self.door.coarse_s + self.door.limits.write_timeout_s
+        self._ending = self.lane.special = True
+        self.lane.deadline_s = self.door.coarse_s + self.door.limits.write_timeout_s
         self.transport.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Protocol, cast
 
 from rewarm import wire
 from rewarm.clock import Clock, system_clock
@@ -16,29 +16,17 @@ from rewarm.facts.sandbox import StartKind
 from rewarm.obs.logs import LogStore
 from rewarm.obs.stats import FunctionStats
 from rewarm.serve import answers
-from rewarm.serve.answers import MS, MS_MAX, ms_text
+from rewarm.serve.answers import length_end, ms_text
 from rewarm.serve.call import Call
+from rewarm.serve.lane import Lane
+from rewarm.serve.plan import Plan
 from rewarm.serve.pump import Pump
 from rewarm.serve.router import Router
-
-if TYPE_CHECKING:
-    from rewarm.serve.connection import Connection
 
 _SWEEP_S = 0.5
 _WARM = StartKind.WARM
 _PLANS_MAX = 1024
 _PLAN_HEAD_BYTES_MAX = 2048
-
-
-class Plan(NamedTuple):
-    """What a request head means, once it has been parsed: the same bytes always mean the same."""
-
-    function: str
-    kind: int
-    meta: bytes
-    version: str
-    body_bytes: int
-    timeout_s: float  # the caller's own limit; inf without one
 
 
 class Backend(Protocol):
@@ -68,7 +56,7 @@ class Door:
         self.clock = clock
         self.coarse_s = clock()  # good to half a second, costs nothing to read; for connection deadlines
         self.idle_until_s = self.coarse_s + limits.keepalive_timeout_s  # deadline of a connection that idles from now
-        self.connections: set[Connection] = set()
+        self.lanes: set[Lane] = set()
         self.draining = False
         self.date_line = b""
         self._nowhere = FunctionStats(0, None)  # counts for functions that were removed meanwhile
@@ -88,9 +76,9 @@ class Door:
         self.coarse_s = now = self.clock()
         self.idle_until_s = now + self.limits.keepalive_timeout_s
         self.date_line = time.strftime("date: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime()).encode()
-        for connection in list(self.connections):
-            if connection.deadline_s < now:
-                connection.too_slow()
+        for lane in list(self.lanes):
+            if lane.deadline_s < now:
+                lane.protocol.too_slow()
         self._loop.call_later(_SWEEP_S, self._sweep)
 
     def remember(self, head: bytes, plan: Plan) -> None:
@@ -116,31 +104,30 @@ class Door:
         waited: list[float] = []
         usual = met = 0
         slo_s = stats.slo_s or 0.0
-        for call, reply in zip(requests, replies, strict=True):
+        for call, reply in zip(cast("list[Call]", requests), replies, strict=True):
             arrived_s = call.arrived_s
             taken_s = now - arrived_s
             waited_s = call.started_s - arrived_s
             taken.append(taken_s)
             waited.append(waited_s)
-            if taken_s <= slo_s and reply[0] < 400:
+            status, form = reply[0], reply[1]
+            if taken_s <= slo_s and status < 400:
                 met += 1
-            connection: Connection | None = call.connection  # type: ignore[attr-defined]
-            if reply[0] == 200 and reply[1] <= wire.FORM_RAW and call.start is _WARM:
+            lane = call.lane
+            if status == 200 and form <= wire.FORM_RAW and call.start is _WARM:
                 usual += 1
-                if connection is not None and call.plain:  # type: ignore[attr-defined]
+                if lane is not None and call.plain:
                     body = reply[4]
-                    us = int(waited_s * 1e6)
-                    text = MS[us] if us < MS_MAX else ms_text(waited_s)
-                    connection.finish(call, forms[reply[1]] % (text, len(body), body))  # type: ignore[arg-type]
+                    lane.finish(call, b"".join((forms[form], ms_text(waited_s), length_end(len(body)), body)))
                     continue
             else:
-                stats.codes[reply[0]] += 1
+                stats.codes[status] += 1
                 stats.starts[call.start.value] += 1
-                if reply[0] >= 400:
+                if status >= 400:
                     stats.errors += 1
-            if connection is not None:
-                extra = common if not call.log_tail else common + self._tail(call, requests, run_us)  # type: ignore[attr-defined, arg-type]
-                connection.finish(call, answers.render(call, reply, run_us, size, extra))  # type: ignore[arg-type]
+            if lane is not None:
+                extra = common if not call.log_tail else common + self._tail(call, requests, run_us)
+                lane.finish(call, answers.render(call, reply, run_us, size, extra))
         stats.took(taken, waited)
         stats.requests += size
         stats.codes[200] += usual
@@ -149,17 +136,17 @@ class Door:
 
     def _announce_close(self, requests: list[Request]) -> None:
         """While draining, the answer with nothing pipelined behind it is its connection's last, and says so."""
-        for call in requests:
-            connection: Connection | None = call.connection  # type: ignore[attr-defined]
-            if connection is not None and connection.nothing_behind:
-                call.close, call.plain = True, False  # type: ignore[attr-defined]
+        for call in cast("list[Call]", requests):
+            lane = call.lane
+            if lane is not None and lane.protocol.nothing_behind:
+                call.close, call.plain = True, False
 
     def reject(self, request: Request, error: RewarmError) -> None:
         if self.draining:
             self._announce_close([request])
-        connection = request.connection  # type: ignore[attr-defined]
-        if connection is not None:
-            connection.finish(request, answers.render_error(request, error, self.date_line))  # type: ignore[arg-type]
+        call = cast("Call", request)
+        if call.lane is not None:
+            call.lane.finish(call, answers.render_error(call, error, self.date_line))
 
     def _tail(self, call: Call, batch: list[Request], run_us: int) -> bytes:
         """The caller's own lines: of this instance since the run began; none where a batch mixes several callers'."""

@@ -15,8 +15,10 @@ from rewarm import wire
 from rewarm.errors import BadRequest, BodyTooLarge, HeadersTooLarge, RewarmError, Unavailable
 from rewarm.serve import answers, invocation
 from rewarm.serve.call import Call
-from rewarm.serve.connection import BODY, HEAD, IDLE, INF, WAIT, Connection
-from rewarm.serve.door import Door, Plan
+from rewarm.serve.connection import Connection
+from rewarm.serve.door import Door
+from rewarm.serve.lane import BODY, HEAD, IDLE, INF, WAIT
+from rewarm.serve.plan import Plan
 from rewarm.serve.router import Target
 
 _STASH_BYTES_MAX = 256 << 10
@@ -34,28 +36,20 @@ class FrontDoor(Connection):
         self._found: dict[bytes, bytes] = {}
         self._fresh = b""  # the chunk that began the present request, if it was the first thing in it
         self._last_head = b""
-        if len(self.door.connections) > self.door.limits.connections_max:
+        if len(self.door.lanes) > self.door.limits.connections_max:
             self._end(Unavailable("too many connections; try again in a moment"), linger=False)
 
     # ------------------------------------------------------------ bytes in
 
     def data_received(self, data: bytes) -> None:
-        if self._phase == IDLE and not self._special and self.timeout_keep_alive_task is None:
-            head_bytes = data.find(b"\r\n\r\n") + 4
-            plan = self.door.plans.get(data[:head_bytes])
-            if plan is not None and len(data) == head_bytes + plan.body_bytes:
-                self._phase = WAIT
-                self.deadline_s = INF
-                self._follow(plan, data[head_bytes:])
-                return
         if self._ending:
             return
         self._fresh = b""
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        if self._phase == IDLE and not self._stash:
+        if self.lane.phase == IDLE and not self._stash:
             self._fresh = data
-        elif self._stash or (self._phase == WAIT and self._busy()):
+        elif self._stash or (self.lane.phase == WAIT and self._busy()):
             self._keep(data)
             return
         try:
@@ -67,14 +61,14 @@ class FrontDoor(Connection):
         except httptools.HttpParserUpgrade:
             self._end(BadRequest("protocol upgrades are not supported"))
             return
-        if self._phase == HEAD:
+        if self.lane.phase == HEAD:
             self._head_bytes += len(data)
             if self._head_bytes > self.door.limits.header_bytes_max + (64 << 10):  # one endless line
                 self._end(self._head_too_large())
 
     def _keep(self, data: bytes) -> None:
         """Pipelined bytes: parsed once the present answer is written."""
-        self._special = True
+        self.lane.special = True
         self._stash += data
         if len(self._stash) > _STASH_BYTES_MAX:
             self._end(BadRequest("too much was sent before the answer to the first request"))
@@ -82,7 +76,7 @@ class FrontDoor(Connection):
     def _resume(self) -> None:
         if self._stash and not self._busy() and not self.transport.is_closing():
             data, self._stash = bytes(self._stash), bytearray()
-            self._phase = IDLE
+            self.lane.phase = IDLE
             self.data_received(data)
 
     # ------------------------------------------------------------ parser callbacks
@@ -95,10 +89,10 @@ class FrontDoor(Connection):
         self._head_bytes = 0
         if self._ending:
             return
-        if self._active is not None:
-            self._special = True
-        self._phase = HEAD
-        self.deadline_s = self.door.coarse_s + self.door.limits.header_timeout_s
+        if self.lane.active is not None:
+            self.lane.special = True
+        self.lane.phase = HEAD
+        self.lane.deadline_s = self.door.coarse_s + self.door.limits.header_timeout_s
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))
@@ -111,8 +105,8 @@ class FrontDoor(Connection):
         if self._head_bytes + len(self.url) > door.limits.header_bytes_max:
             self._end(self._head_too_large())
             return
-        self._phase = BODY
-        self.deadline_s = door.coarse_s + door.limits.body_timeout_s
+        self.lane.phase = BODY
+        self.lane.deadline_s = door.coarse_s + door.limits.body_timeout_s
         target = door.router.match(self.url) if self.parser.get_method() == b"POST" else None
         if target is None:
             self._to_application()
@@ -132,11 +126,11 @@ class FrontDoor(Connection):
 
     def _to_application(self) -> None:
         """Not an invocation: have uvicorn build its scope and run the ASGI application."""
-        if self._active is not None:
-            self._phase = HEAD  # this request is not the application's
+        if self.lane.active is not None:
+            self.lane.phase = HEAD  # this request is not the application's
             self._end(BadRequest("do not pipeline another kind of request behind an invocation"))
             return
-        self._special = True
+        self.lane.special = True
         url, headers = self.url, self.headers
         super().on_message_begin()
         self.url = url
@@ -149,7 +143,7 @@ class FrontDoor(Connection):
             if not self._ending:
                 super().on_body(body)
                 if not self.cycle.response_complete:  # an upload may take long, as long as it goes on
-                    self.deadline_s = self.door.coarse_s + self.door.limits.body_timeout_s
+                    self.lane.deadline_s = self.door.coarse_s + self.door.limits.body_timeout_s
             return
         self._body_bytes += len(body)
         if self._body_bytes > self.door.limits.body_bytes_max:
@@ -160,8 +154,8 @@ class FrontDoor(Connection):
     def on_message_complete(self) -> None:
         if self._ending:
             return
-        self._phase = WAIT
-        self.deadline_s = INF
+        self.lane.phase = WAIT
+        self.lane.deadline_s = INF
         if self._target is None:
             super().on_message_complete()
             if not self._busy():
@@ -173,23 +167,6 @@ class FrontDoor(Connection):
         self._invoke(self._target, body)
 
     # ------------------------------------------------------------ invocations
-
-    def _follow(self, plan: Plan, body: bytes) -> None:
-        """A request whose head was seen before: nothing is left to parse."""
-        door = self.door
-        name, kind, meta, version, _, limit_s = plan
-        now = door.clock()
-        revision = door.revisions.get(name)
-        timeout_s = revision.spec.timeout_s if revision is not None else 0.0
-        call = Call(name, now, now + (timeout_s if timeout_s < limit_s else limit_s), (kind, meta, body), self, False)
-        self._active = call
-        if revision is None or version:
-            try:
-                invocation.find(name, version, revision)
-            except RewarmError as error:
-                self.finish(call, answers.render_error(call, error, door.date_line))
-                return
-        door.submit(call)
 
     def _remember(self, call: Call, target: Target, limit_s: float) -> None:
         """If the whole request came as one chunk and nothing about it is special, its head is worth keeping.
@@ -213,7 +190,7 @@ class FrontDoor(Connection):
         revision = door.revisions.get(target.function)
         timeout_s = revision.spec.timeout_s if revision is not None else 0.0
         close = not self.parser.should_keep_alive()
-        call = Call(target.function, now, now + timeout_s, (target.kind, b"", body), self, close)
+        call = Call(target.function, now, now + timeout_s, (target.kind, b"", body), self.lane, close)
         try:
             limit_s = invocation.complete(call, target, found, revision)
         except RewarmError as error:
@@ -221,12 +198,12 @@ class FrontDoor(Connection):
             return
         if invocation.is_dry_run(target, found):
             self._hold(call, invocation.dry_run_answer(call, door.date_line))
-        elif self._active is not None:
+        elif self.lane.active is not None:
             self._queue(call)
         else:
             if self._fresh and target.kind != wire.KIND_LAMBDA:
                 self._remember(call, target, limit_s)
-            self._active = call
+            self.lane.active = call
             door.submit(call)
 
     def _head_too_large(self) -> HeadersTooLarge:

@@ -14,7 +14,7 @@ import select
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rewarm.serve.connection import Connection
+    from rewarm.serve.lane import Lane
 
 _READ_BYTES = 1 << 16  # a larger buffer is allocated with mmap, each time
 _EVENTS_MAX = 256  # per turn: the event loop has other things to do as well
@@ -25,33 +25,33 @@ class Pump:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._epoll = select.epoll()
-        self._connections: dict[int, Connection] = {}
+        self._lanes: dict[int, Lane] = {}
         loop.add_reader(self._epoll.fileno(), self._turn)
 
-    def add(self, fd: int, connection: Connection) -> None:
-        """Read from `fd` for `connection` until `remove`."""
-        self._connections[fd] = connection
+    def add(self, fd: int, lane: Lane) -> None:
+        """Read from `fd` for `lane` until `remove`."""
+        self._lanes[fd] = lane
         self._epoll.register(fd, select.EPOLLIN)
 
-    def remove(self, fd: int, connection: Connection) -> None:
+    def remove(self, fd: int, lane: Lane) -> None:
         """Stop; must come before the descriptor is closed. Harmless if it was removed before."""
-        if self._connections.get(fd) is connection:
-            del self._connections[fd]
+        if self._lanes.get(fd) is lane:
+            del self._lanes[fd]
             self._epoll.unregister(fd)
 
     def pause(self, fd: int) -> None:
-        if fd in self._connections:
+        if fd in self._lanes:
             self._epoll.modify(fd, 0)
 
     def resume(self, fd: int) -> None:
-        if fd in self._connections:
+        if fd in self._lanes:
             self._epoll.modify(fd, select.EPOLLIN)
 
     def _turn(self) -> None:
-        connections = self._connections
+        lanes = self._lanes
         for fd, _ in self._epoll.poll(0, _EVENTS_MAX):
-            connection = connections.get(fd)
-            if connection is None:
+            lane = lanes.get(fd)
+            if lane is None:
                 continue
             try:
                 data = os.read(fd, _READ_BYTES)
@@ -60,10 +60,10 @@ class Pump:
             except OSError:
                 data = b""
             if data:
-                connection.data_received(data)
+                lane.received(data)
             else:
-                self.remove(fd, connection)
-                connection.transport.close()
+                self.remove(fd, lane)
+                lane.protocol.transport.close()
 
 
 class PumpedReading:

@@ -53,7 +53,7 @@ class DeployRequest:
         if unknown:
             raise BadDefinition(f"{MANIFEST} has unknown keys {unknown}; it takes {', '.join(_KEYS)}")
         if not isinstance(data.get("file"), str):
-            raise BadDefinition(f'{MANIFEST} needs "file", the name of the Python file to deploy')
+            raise BadDefinition(f'{MANIFEST} needs "file", the name of the file to deploy')
         for key in ("select", "handler", "name"):
             if data.get(key) is not None and not isinstance(data[key], str):
                 raise BadDefinition(f"{MANIFEST}: {key} must be a string or null, not {data[key]!r}")

@@ -5,6 +5,7 @@
     registry.db                      which revision a name means (SQLite)
     artifacts/<sha256>/              code, content-addressed, read-only
     weights/<sha256>/<filename>      weights, content-addressed, read-only
+    profiles/<function>/             measured run times
     tmp/  run/                       of this process only; emptied when the home is opened
 
 Everything in artifacts and weights came there by one rename out of tmp, so it is whole or absent.
@@ -37,6 +38,7 @@ class Home:
         self.registry_path = path / "registry.db"
         self.artifacts_dir = path / "artifacts"
         self.weights_dir = path / "weights"
+        self.profiles_dir = path / "profiles"
         self.tmp_dir = path / "tmp"
         self.run_dir = path / "run"
 
@@ -56,7 +58,7 @@ class Home:
             try:
                 home._check_format(disk)
                 # Only now: tmp and run of a directory that is not ours, or of a server that lives, must not be touched.
-                for folder in (home.artifacts_dir, home.weights_dir, home.tmp_dir, home.run_dir):
+                for folder in (home.artifacts_dir, home.weights_dir, home.profiles_dir, home.tmp_dir, home.run_dir):
                     folder.mkdir(mode=0o700, exist_ok=True)
                 for stale in (*home.tmp_dir.iterdir(), *home.run_dir.iterdir()):
                     disk.remove_tree(stale)

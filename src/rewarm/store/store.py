@@ -6,16 +6,18 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from rewarm.clock import Clock
 from rewarm.errors import BadDefinition
 from rewarm.facts.function import FunctionSpec, Revision
+from rewarm.facts.profile import Profile
 from rewarm.store.artifacts import StoredWeights, copy_weights, drop, is_whole, place, place_weights, seal
 from rewarm.store.disk import Disk, disk_errors
 from rewarm.store.home import Home
+from rewarm.store.profiles import Profiles, digest_of, measured_digest
 from rewarm.store.registry import Broken, Connect, Registry, canonical, connect
 
 
@@ -28,6 +30,7 @@ class Store:
 
     def __init__(self, home: Home, registry: Registry, disk: Disk, wall_clock: Clock) -> None:
         self.home = home
+        self.profiles = Profiles(home, disk)
         self._registry = registry
         self._disk = disk
         self._wall_clock = wall_clock
@@ -68,8 +71,12 @@ class Store:
         with contextlib.suppress(OSError):
             self._disk.remove_tree(staged)
 
-    def deploy(self, staged_dir: Path, spec: FunctionSpec) -> tuple[Revision, bool]:
+    def deploy(
+        self, staged_dir: Path, spec: FunctionSpec, admit: Callable[[Profile | None], object] = lambda _: None
+    ) -> tuple[Revision, bool]:
         """Makes the staged code what the function's name means → (revision, unchanged).
+
+        `admit` is told the profile that holds for it, before the name changes its meaning; what it raises is raised.
 
         `staged_dir` comes from `stage` and is gone afterwards, whatever happens. When this returns, the revision is
         durable; when it raises, the name means what it meant before. (One exception: if the disk fails in the very
@@ -87,11 +94,14 @@ class Store:
                     weights = copy_weights(source, weights_dir, self._disk)
                     self._disk.unlink(source)
                 code_sha = seal(staged_dir, self._disk)
+                weights_sha = weights.sha256 if weights else None
+                profile = self.profiles.get(spec.name, measured_digest(spec, code_sha, weights_sha))
+                admit(profile.profile if profile is not None else None)
                 with self._lock:
                     if weights is not None and weights_dir is not None:
                         place_weights(self.home, weights_dir, weights, self._disk)
                     place(self.home, staged_dir, code_sha, self._disk)
-                    digest = revision_digest(spec, code_sha, weights.sha256 if weights else None)
+                    digest = revision_digest(spec, code_sha, weights_sha)
                     return self._registry.put(spec, digest, code_sha, weights, self._wall_clock())
         finally:
             for leftover in (staged_dir, weights_dir):
@@ -117,9 +127,15 @@ class Store:
             return self._registry.revisions(name)
 
     def remove(self, name: str) -> None:
-        """Forgets a function; `collect` frees its files. Raises NotFound."""
+        """Forgets a function and its profiles; `collect` frees its files. Raises NotFound."""
         with self._lock:
             self._registry.remove(name)
+        self.profiles.remove(name)
+
+    def profile(self, revision: Revision) -> Profile | None:
+        """The run times measured of what this revision runs."""
+        stored = self.profiles.get(revision.name, digest_of(revision))
+        return stored.profile if stored is not None else None
 
     def unreferenced(self) -> list[Path]:
         """The directories of code and weights that no kept revision uses."""

@@ -2,7 +2,7 @@
 
 from rewarm.clock import ManualClock
 from rewarm.testing.fake_driver import FakeDriver, Outcome, Seconds
-from rewarm.testing.policies import check_batching_policy, check_keepalive_policy
+from rewarm.testing.policies import check_batching_policy, check_keepalive_policy, check_policy
 from rewarm.testing.sandboxes import check_sandbox_driver
 from rewarm.testing.stage import held_by_process
 from rewarm.testing.world import World
@@ -15,6 +15,7 @@ __all__ = [
     "World",
     "check_batching_policy",
     "check_keepalive_policy",
+    "check_policy",
     "check_sandbox_driver",
     "held_by_process",
 ]

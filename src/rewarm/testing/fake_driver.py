@@ -58,7 +58,7 @@ class _Box:
 
     def __init__(self, effect: m.RaiseBare) -> None:
         self.id = effect.sandbox_id
-        self.name = effect.spec.name
+        self.name = "nobody"  # until Fork says whose it is
         self.state = State.ABSENT
         self.step = False  # something is on its way
         self.key: LangKey | None = None
@@ -155,10 +155,10 @@ class FakeDriver:
                 return  # the two crossed on the way
             if isinstance(effect, m.Destroy):
                 self._destroy(box)
+            elif isinstance(effect, m.Fork):
+                self._fork(box, effect, fails)
             elif fails:
                 self._exited(box, _broken())
-            elif isinstance(effect, m.Fork):
-                self._fork(box, effect.key)
             elif isinstance(effect, m.LoadUser):
                 self._load_user(box, effect.revision)
             else:
@@ -173,13 +173,18 @@ class FakeDriver:
         else:
             self._climb(box, State.ABSENT, State.BARE, self.seconds.bare)
 
-    def _fork(self, box: _Box, key: LangKey) -> None:
-        zygote = self._zygotes.get(key)
-        if zygote is None or not zygote.alive:
+    def _fork(self, box: _Box, effect: m.Fork, fails: bool) -> None:
+        box.name, box.key = effect.spec.name, effect.key
+        zygote = self._zygotes.get(effect.key)
+        there = zygote is not None and zygote.alive
+        if there and not effect.key.forks:
+            del self._zygotes[effect.key]  # it is no layer any more, whatever becomes of the sandbox
+        if fails:
+            self._exited(box, _broken())
+        elif there:
+            self._climb(box, State.BARE, State.LANG, self.seconds.fork)
+        else:
             self._exited(box, SandboxFailed("an instance could not be forked: its runtime has just ended"))
-            return
-        box.key = key
-        self._climb(box, State.BARE, State.LANG, self.seconds.fork)
 
     def _load_user(self, box: _Box, revision: Revision) -> None:
         error = self.starts(revision)
@@ -236,7 +241,9 @@ class FakeDriver:
 
     def _raise_lang(self, effect: m.RaiseLang, fails: bool) -> None:
         key = effect.key
-        assert key not in self._zygotes, f"RaiseLang of {key}, which is there"
+        former = self._zygotes.get(key)
+        assert former is None or former.dropped, f"RaiseLang of {key}, which is there"
+        assert key.forks or effect.parent is None, f"{effect}: nothing is forked for this runtime"
         parent = self._zygotes.get(effect.parent) if effect.parent is not None else None
         forked = parent is not None and parent.alive
         zygote = self._zygotes[key] = _Zygote(key, effect.parent if forked else None)

@@ -1,16 +1,18 @@
 """What every sandbox driver must do, as one call.
 
     await check_sandbox_driver(make_driver, revision, broken)
+    await check_sandbox_driver(make_driver, revision, broken, checks=CONSUMED_CHECKS)
 
 `revision` is a handler that does what its event says, as `PROBE` does: a driver that runs files is given a folder with
-PROBE in it, the fake driver gets `behave`. `broken` is a revision whose code does not come up. Every driver is wrapped
-in a GuardedDriver, as the server does. AssertionError says what was expected.
+PROBE in it, the fake driver gets `behave`. `broken` is a revision whose code does not come up. The second call is for
+drivers with a runtime that does not fork; both revisions then are of that runtime. Every driver is wrapped in a
+GuardedDriver, as the server does. AssertionError says what was expected.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import orjson
 
@@ -102,7 +104,7 @@ async def destroy_ends_every_step(s: Stage) -> None:
     """Between an effect and its report."""
     key = await s.zygote()
     steps: list[tuple[SandboxState, Callable[[int], m.Effect]]] = [
-        (State.BARE, lambda node: m.Fork(node, key)),
+        (State.BARE, lambda node: m.Fork(node, key, s.revision.spec)),
         (State.LANG, lambda node: m.LoadUser(node, s.revision)),
         (State.LANG, lambda node: m.LoadUser(node, s.broken)),
         (State.READY, lambda node: m.Run(node, [call(n=1)])),
@@ -189,15 +191,15 @@ async def a_fork_without_its_zygote_fails(s: Stage) -> None:
     key = await s.zygote()
     node = await s.climb(State.BARE)
     s.driver.carry_out(m.DropLang(key, "test"))
-    s.driver.carry_out(m.Fork(node, key))
+    s.driver.carry_out(m.Fork(node, key, s.revision.spec))
     assert isinstance((await s.gone(node)).error, RewarmError)
 
 
 async def the_unknown_is_ignored(s: Stage) -> None:
     nobody = LangKey(("decimal", "fractions"))
     for effect in (
-        m.Fork(99, nobody), m.LoadUser(99, s.revision), m.Run(99, [call(n=1)]), m.Destroy(99, "test"),
-        m.DropLang(nobody, "test"),
+        m.Fork(99, nobody, s.revision.spec), m.LoadUser(99, s.revision), m.Run(99, [call(n=1)]),
+        m.Destroy(99, "test"), m.DropLang(nobody, "test"),
     ):  # fmt: skip
         s.driver.carry_out(effect)
     node = await s.climb(State.BARE)
@@ -236,7 +238,104 @@ async def closing_ends_everything(s: Stage) -> None:
     s.driver.carry_out(m.RaiseLang(LangKey(("decimal",)), None))
 
 
-#: Every check by its name, for a parametrized test.
+# ---------------------------------------------------------------- runtimes that do not fork
+
+
+async def a_runtime_becomes_an_instance(s: Stage) -> None:
+    key = await s.zygote()
+    node = await s.climb(State.READY)
+    assert set(s.driver.pids()) <= {node}, "it is the sandbox's process now"
+    request = call(n=1)
+    s.run(node, request)
+    await s.answered(request)
+    s.driver.carry_out(m.Destroy(node, "test"))
+    assert (await s.gone(node)).error is None
+    assert [type(event) for event in s.sink.of(key)] == [m.LangRaised], "no end of a runtime that was used up"
+
+
+async def the_next_runtime_may_be_raised_at_once(s: Stage) -> None:
+    key = await s.zygote()
+    first, second = await s.climb(State.BARE), await s.climb(State.BARE)
+    s.driver.carry_out(m.Fork(first, key, s.revision.spec))
+    s.driver.carry_out(m.RaiseLang(key, None))
+    await s.raised(first, [State.BARE, State.LANG])
+    await s.heard(m.LangRaised, key, 2)
+    s.driver.carry_out(m.Fork(second, key, s.revision.spec))
+    await s.raised(second, [State.BARE, State.LANG])
+    for node in (first, second):
+        s.driver.carry_out(m.LoadUser(node, s.revision))
+    requests = []
+    for node in (first, second):
+        await s.raised(node, [State.BARE, State.LANG, State.USER, State.READY])
+        requests.append(call(n=node))
+        s.run(node, requests[-1])
+    await s.answered(*requests)
+    s.run(first, call(do="dies"))
+    assert isinstance((await s.gone(first)).error, FunctionError)
+    again = call(n=3)
+    s.run(second, again)
+    await s.answered(again)
+
+
+async def a_runtime_that_waits_ends_when_told(s: Stage) -> None:
+    key = await s.zygote()
+    s.driver.carry_out(m.DropLang(key, "test"))
+    assert (await s.heard(m.LangExited, key)).error is None
+    assert key not in s.driver.pids()
+    s.driver.carry_out(m.RaiseLang(key, None))
+    s.driver.carry_out(m.DropLang(key, "test"))  # while it rises
+    s.driver.carry_out(m.DropLang(key, "test"))
+    await s.heard(m.LangExited, key, 2)
+    await asyncio.sleep(SILENCE_S)
+    assert isinstance(s.sink.of(key)[-1], m.LangExited)
+
+
+async def there_is_one_instance_in_a_runtime(s: Stage) -> None:
+    key = await s.zygote()
+    await s.climb(State.LANG)
+    late = await s.climb(State.BARE)
+    s.driver.carry_out(m.Fork(late, key, s.revision.spec))
+    assert isinstance((await s.gone(late)).error, RewarmError)
+    s.driver.carry_out(m.Fork(99, key, s.revision.spec))
+    s.driver.carry_out(m.RaiseLang(key, None))
+    await s.heard(m.LangRaised, key, 2)
+    assert not any(isinstance(event, m.LangExited) for event in s.sink.of(key))
+
+
+async def destroy_ends_what_a_runtime_became(s: Stage) -> None:
+    key = s.revision.spec.lang_key
+    steps: list[tuple[SandboxState, Callable[[int], m.Effect]]] = [
+        (State.BARE, lambda node: m.Fork(node, key, s.revision.spec)),
+        (State.LANG, lambda node: m.LoadUser(node, s.revision)),
+        (State.LANG, lambda node: m.LoadUser(node, s.broken)),
+        (State.READY, lambda node: m.Run(node, [call(do="hangs")])),
+    ]
+    for stage, step in steps:
+        await s.zygote()
+        node = await s.climb(stage)
+        s.driver.carry_out(step(node))
+        s.driver.carry_out(m.Destroy(node, "test"))
+        assert (await s.gone(node)).error is None, f"Destroy right after {step(node)}"
+    assert not any(isinstance(event, m.LangExited) for event in s.sink.of(key))
+
+
+async def code_that_does_not_load_ends_its_runtime_with_a_reason(s: Stage) -> None:
+    await s.zygote()
+    node = await s.climb(State.LANG)
+    s.driver.carry_out(m.LoadUser(node, s.broken))
+    end = await s.gone(node)
+    assert end.error is not None and end.error.code in ("start_failed", "bad_definition"), end
+
+
+async def closing_ends_runtimes_and_what_they_became(s: Stage) -> None:
+    for stage in (State.LANG, State.READY):
+        await s.zygote()
+        node = await s.climb(stage)
+    s.run(node, call(do="hangs"))
+    await s.zygote()
+
+
+#: Every check of a driver by its name, for a parametrized test.
 SANDBOX_CHECKS: dict[str, Check] = {
     check.__name__: check
     for check in (
@@ -248,19 +347,31 @@ SANDBOX_CHECKS: dict[str, Check] = {
 }  # fmt: skip
 
 
+#: The same for a driver with a runtime that does not fork.
+CONSUMED_CHECKS: dict[str, Check] = {
+    check.__name__: check
+    for check in (
+        a_runtime_becomes_an_instance, the_next_runtime_may_be_raised_at_once, a_runtime_that_waits_ends_when_told,
+        there_is_one_instance_in_a_runtime, destroy_ends_what_a_runtime_became,
+        code_that_does_not_load_ends_its_runtime_with_a_reason, closing_ends_runtimes_and_what_they_became,
+    )
+}  # fmt: skip
+
+
 async def check_sandbox_driver(
     make_driver: Callable[[], SandboxDriver],
     revision: Revision,
     broken: Revision,
     *,
+    checks: Mapping[str, Check] = SANDBOX_CHECKS,
     only: str | None = None,
     held: Callable[[], set[str]] = set,
 ) -> None:
-    """Takes a fresh driver through each check, or through the one named `only`.
+    """Takes a fresh driver through each of `checks`, or through the one named `only`.
 
     `held` says what this process holds (see `held_by_process`); after `close()` that is what it was before.
     """
-    for name, check in SANDBOX_CHECKS.items():
+    for name, check in checks.items():
         if only not in (None, name):
             continue
         before = held()

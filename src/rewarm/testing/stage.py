@@ -100,8 +100,9 @@ class Stage:
 
     async def zygote(self, key: LangKey | None = None, parent: LangKey | None = None) -> LangKey:
         key = key if key is not None else self.revision.spec.lang_key
+        before = sum(isinstance(event, m.LangRaised) for event in self.sink.of(key))
         self.driver.carry_out(m.RaiseLang(key, parent))
-        raised = await self.heard(m.LangRaised, key)
+        raised = await self.heard(m.LangRaised, key, before + 1)
         assert raised.seconds >= 0
         return key
 
@@ -110,10 +111,10 @@ class Stage:
         revision = revision if revision is not None else self.revision
         self._last_id += 1
         node = self._last_id
-        self.driver.carry_out(m.RaiseBare(node, revision.spec))
+        self.driver.carry_out(m.RaiseBare(node))
         await self.raised(node, [State.BARE])
         if to is not State.BARE:
-            self.driver.carry_out(m.Fork(node, revision.spec.lang_key))
+            self.driver.carry_out(m.Fork(node, revision.spec.lang_key, revision.spec))
             await self.raised(node, [State.BARE, State.LANG])
         if to in (State.USER, State.READY):
             self.driver.carry_out(m.LoadUser(node, revision))
@@ -150,8 +151,8 @@ def held_by_process(folder: Path) -> set[str]:
             held.add(f"descriptor {number}: {os.readlink(f'/proc/self/fd/{number}')}")
         except OSError:
             continue  # the descriptor of the listing itself
-    if folder.is_dir():
-        held |= {f"path {path.relative_to(folder)}" for path in folder.rglob("*")}
+    for parent, folders, files in os.walk(folder):  # which does not mind that what it walks is being removed
+        held |= {f"path {os.path.relpath(parent, folder)}/{name}" for name in (*folders, *files)}
     return held
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from rewarm.clock import ManualClock
+from rewarm.core.meter import Meter
 from rewarm.core.node import Node
 from rewarm.core.state import FunctionState
 from rewarm.errors import RewarmError
@@ -55,6 +56,7 @@ class World:
         self.driver = wrap(self.fake)
         self._wrapped = self.driver is not self.fake
         self.driver.attach(self)
+        self.meter = Meter()
         self.events: list[m.Event] = []
         self.effects: list[m.Effect] = []
         self.requests: list[Request] = []
@@ -155,8 +157,10 @@ class World:
 
     def _handle(self, event: m.Event) -> None:
         self.events.append(event)
+        self.meter.event(event, self.now)
         for effect in self.node.handle(event, self.now):
             self.effects.append(effect)
+            self.meter.effect(effect, self.now)
             if isinstance(effect, m.Reject):
                 self._record(effect.request, effect.error)
             else:
@@ -199,6 +203,10 @@ class World:
     def langs(self) -> set[LangKey]:
         return set(self.node.pool.langs)
 
+    def bares(self) -> set[int]:
+        """Those that are nobody's yet."""
+        return set(self.node.pool.bares.layers)
+
     def done(self, kind: type[E]) -> list[E]:
         """Every effect of this kind so far."""
         return [effect for effect in self.effects if isinstance(effect, kind)]
@@ -224,5 +232,5 @@ class World:
         for request in self.requests:
             assert places[request] == 1, f"{request} is in {places[request]} places"
         if not self._wrapped:
-            assert {*pool.sandboxes, *pool.langs} == self.fake.living, "the core and its driver disagree on who lives"
-        assert pool.ledger.held_bytes == sum(map(pool.ledger.of, (*pool.sandboxes, *pool.langs)))
+            known = {*pool.sandboxes, *pool.bares.layers, *pool.langs}
+            assert known == self.fake.living, "the core and its driver disagree on who lives"

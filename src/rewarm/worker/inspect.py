@@ -2,7 +2,7 @@
 
     python -m rewarm.worker.inspect FILE [--select NAME | --handler module.attribute]
 
-Imports FILE in this (separate, short-lived) process and prints one JSON line:
+Imports FILE in this (separate, short-lived) process, JavaScript in a node process, and prints one JSON line:
 
     {"ok": true, "functions": [{"name", "entry", "weights", "files", "spec"}]}
     {"ok": false, "code": "...", "error": "..."}
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import inspect
 import json
 import os
@@ -21,8 +22,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rewarm.define import default_batching
+from rewarm import define
+from rewarm.errors import RewarmError
 from rewarm.facts.function import FunctionSpec
+from rewarm.worker.node import inspect as node_inspect
 from rewarm.worker.user import UserError, find_entry
 
 
@@ -31,6 +34,8 @@ def inspect_file(file: Path, select: str | None, handler: str | None) -> list[di
     folder = file.resolve().parent
     if not file.is_file():
         raise UserError(f"{file} is not a file", "FileNotFoundError", "bad_definition")
+    if file.suffix in node_inspect.SUFFIXES:
+        return [_node_function(file.resolve(), select, handler)]
     if not file.stem.isidentifier():
         raise UserError(f"{file.name} is not the name of a Python module; rename it", "ValueError", "bad_definition")
     sys.dont_write_bytecode = True
@@ -41,9 +46,7 @@ def inspect_file(file: Path, select: str | None, handler: str | None) -> list[di
     else:
         specs = _decorated(file, select, str(folder))
     files = _local_modules(folder)
-    return [
-        {"name": s.name, "entry": s.entry, "weights": s.weights, "files": files, "spec": s.to_json()} for s in specs
-    ]
+    return [_entry(spec, files) for spec in specs]
 
 
 def _handler_spec(file: Path, handler: str, folder: str) -> FunctionSpec:
@@ -58,8 +61,39 @@ def _handler_spec(file: Path, handler: str, folder: str) -> FunctionSpec:
         return declared
     if inspect.isclass(target):
         raise UserError(f"{handler} is a class: mark it with @rewarm.function", "TypeError", "bad_definition")
-    name = file.stem if attribute in ("handler", "main", "lambda_handler") else attribute
-    return FunctionSpec(name=name, kind="handler", entry=f"{module}:{attribute}", batching=default_batching(False))
+    batching = define.default_batching(False)
+    return FunctionSpec(_default_name(file, attribute), "handler", f"{module}:{attribute}", batching=batching)
+
+
+def _default_name(file: Path, attribute: str) -> str:
+    """A function of a usual name is called as its file is."""
+    return file.stem if attribute in ("handler", "main", "lambda_handler", "default") else attribute
+
+
+def _node_function(file: Path, select: str | None, handler: str | None) -> dict[str, Any]:
+    export = node_inspect.export_name(file, select, handler)
+    found = node_inspect.look_inside(file, export)
+    spec = _said(_default_name(file, export), found["says"])
+    spec = dataclasses.replace(spec, entry=f"{file.name}:{export}", runtime="nodejs")
+    return _entry(spec, found["files"])
+
+
+def _said(name: str, says: dict[str, Any]) -> FunctionSpec:
+    """What the decorator makes of the same words. Raises UserError."""
+
+    def stand_in(event: object, context: object) -> None: ...
+
+    try:
+        define.function(**{"name": name, **says})(stand_in)
+    except (TypeError, ValueError, AttributeError) as error:  # an argument that there is not, or of a wrong kind
+        text = f"the property rewarm of {name} takes what @rewarm.function takes for a handler: {error}"
+        raise UserError(text, type(error).__name__, "bad_definition") from error
+    spec: FunctionSpec = stand_in.__rewarm__  # type: ignore[attr-defined]
+    return spec
+
+
+def _entry(spec: FunctionSpec, files: list[str]) -> dict[str, Any]:
+    return {"name": spec.name, "entry": spec.entry, "weights": spec.weights, "files": files, "spec": spec.to_json()}
 
 
 def _decorated(file: Path, select: str | None, folder: str) -> list[FunctionSpec]:
@@ -102,7 +136,7 @@ def main() -> None:
         try:
             functions = inspect_file(arguments.file, arguments.select, arguments.handler)
             report: dict[str, Any] = {"ok": True, "functions": functions}
-        except UserError as error:
+        except (UserError, RewarmError) as error:
             report = {"ok": False, "code": error.code, "error": error.message}
     print(json.dumps(report), flush=True)
 

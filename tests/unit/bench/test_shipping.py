@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from rewarm.bench.shipping import Wish, find_example, of_target
 from rewarm.errors import BadDefinition, NotFound, RewarmError, SystemFault
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 
 CLASS = """
 import numpy as np
@@ -118,6 +121,48 @@ def test_a_folder_goes_whole_save_for_hidden_files_and_caches(tmp_path: Path) ->
     # What the command line says wins, and a handler replaces the selection.
     wished = of_target(str(tmp_path), Wish(handler="app.two", name="second")).manifest
     assert (wished["handler"], wished["select"], wished["name"]) == ("app.two", None, "second")
+
+
+def test_a_handler_of_a_folder_needs_no_folder_file(tmp_path: Path) -> None:
+    write(tmp_path, app__py="def handler(event, context): return event\n", other__mjs="export const handler = 1;")
+    for name in ("node_modules/left/index.js", "node_modules/.bin/x", "__pycache__/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    python = of_target(str(tmp_path), Wish(handler="app.handler"))
+    assert set(python.files) == {"app.py", "other.mjs"}
+    assert (python.manifest["file"], python.manifest["handler"]) == ("app.py", "app.handler")
+    node = of_target(str(tmp_path), Wish(handler="other.routes.hello"))
+    assert set(node.files) == {"app.py", "other.mjs", "node_modules/left/index.js"}
+    assert node.manifest["file"] == "other.mjs"
+    with pytest.raises(BadDefinition, match=r"no file for --handler gone\.handler"):
+        of_target(str(tmp_path), Wish(handler="gone.handler"))
+    write(tmp_path, app__js="")
+    with pytest.raises(BadDefinition, match=r"several files .*app\.py, app\.js"):
+        of_target(str(tmp_path), Wish(handler="app.handler"))
+
+
+@needs_node
+def test_javascript_goes_with_its_local_modules(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    write(tmp_path, app__mjs="import {two} from './lib/two.mjs'; export const handler = () => two;", other__mjs="")
+    write(tmp_path / "lib", two__mjs="import three from './three.cjs'; export const two = three - 1;")
+    write(tmp_path / "lib", three__cjs="module.exports = require('./one.json').one + 2;", one__json='{"one": 1}')
+    shipment = of_target(str(tmp_path / "app.mjs"), Wish())
+    assert set(shipment.files) == {"app.mjs", "lib/two.mjs", "lib/three.cjs", "lib/one.json"}
+    write(tmp_path, package__json="{}")
+    assert "package.json" in of_target(str(tmp_path / "app.mjs"), Wish()).files
+
+
+@needs_node
+@pytest.mark.parametrize("kind", ["import { left } from 'left';", "const { left } = require('left');"])
+def test_packages_go_with_their_folder_only(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "node_modules/left").mkdir(parents=True)
+    write(tmp_path / "node_modules/left", index__js="exports.left = 1;")
+    name = "app.mjs" if kind.startswith("import") else "app.cjs"
+    export = "export const handler" if kind.startswith("import") else "exports.handler"
+    (tmp_path / name).write_text(f"{kind}\n{export} = () => left;")
+    with pytest.raises(BadDefinition, match=rf"rewarm deploy {tmp_path} --handler app\.handler"):
+        of_target(str(tmp_path / name), Wish())
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,30 @@ from rewarm.cli.ls import policy_text
 
 Cli = Callable[..., Result]
 
-INSTANCES = {
-    "instances": [
-        {"id": 7, "function": "digits", "version": 3, "state": "ready", "pid": 42, "age_s": 61.0, "idle_s": 1.5,
-         "resident_bytes": 30 << 20, "runs": 12, "expires_in_s": 598.5},
-        {"id": 8, "function": "digits", "version": 3, "state": "busy", "pid": 43, "age_s": 2.0, "idle_s": None,
-         "resident_bytes": 31 << 20, "runs": 1, "expires_in_s": None},
+LAYERS = ("bare", "lang", "user")
+
+
+def node(id: str, parent: str | None, layer: str, name: str, state: str, **more: Any) -> dict[str, Any]:
+    return {
+        "id": id, "parent": parent, "layer": layer, "name": name, "state": state, "resident_bytes": 0, "startup_s": 0.0,
+        "uses": 0, "saved_s": 0.0, "idle_s": None, "expires_in_s": None, "pid": None, "version": None, **more,
+    }  # fmt: skip
+
+
+PS: dict[str, Any] = {
+    "nodes": [
+        node("bare", None, "bare", "bare", "0 idle"),
+        node("lang:python", None, "lang", "python", "gone"),
+        node("lang:python+numpy", "lang:python", "lang", "python+numpy", "alive", pid=41, resident_bytes=25 << 20,
+             startup_s=0.15, uses=3, saved_s=0.3),
+        node("instance:7", "lang:python+numpy", "user", "digits", "ready", pid=42, version=3, idle_s=1.5,
+             resident_bytes=30 << 20, uses=12, expires_in_s=598.5),
+        node("instance:8", "lang:python+numpy", "user", "digits", "busy", pid=43, version=3, resident_bytes=31 << 20),
+        node("instance:9", "lang:python", "user", "words", "ready", pid=44, version=1, idle_s=0.1),
     ],
-    "langs": [{"key": "python+numpy", "pid": 41, "state": "alive", "resident_bytes": 25 << 20, "expires_in_s": 90}],
-    "ledger": {"budget_bytes": 2 << 30, "held_bytes": 86 << 20},
+    "ledger": {"budget_bytes": 2 << 30, "held_bytes": 86 << 20,
+               "by_layer": {"bare": 0, "lang": 25 << 20, "user": 61 << 20}},
+    "meter": {"used_mb_s": 1234.5, "wasted_mb_s": 7.0, "evictions": 2, "starts": {"cold": 1}},
 }  # fmt: skip
 
 
@@ -123,20 +138,28 @@ def test_ls(cli: Cli, fake: Any) -> None:
 
 
 def test_ps(cli: Cli, fake: Any) -> None:
-    assert "nothing is alive" in cli("ps", "--url", fake.url).stdout
-    fake.instances = INSTANCES
-    text = cli("ps", "--url", fake.url).stdout
-    for part in (
-        "zygote python+numpy",
-        "├─ instance",
-        "└─ instance",
-        "30.0 MB",
-        "10.0 min",
-        "busy",
-        "86.0 MB held of 2.0 GB",
-    ):
-        assert part in text
-    assert json.loads(cli("ps", "--json", "--url", fake.url).stdout) == INSTANCES
+    empty = {
+        "nodes": PS["nodes"][:1], "ledger": {**PS["ledger"], "held_bytes": 0, "by_layer": dict.fromkeys(LAYERS, 0)},
+        "meter": {"used_mb_s": 0.0, "wasted_mb_s": 0.0, "evictions": 0, "starts": {}},
+    }  # fmt: skip
+    fake.replies["GET /api/v1/ps"] = lambda _: (200, {}, json.dumps(empty).encode())
+    assert cli("ps", "--url", fake.url).stdout == "nothing is alive\nmemory: 0 B held of 2.0 GB (0 %)\n"
+    fake.replies["GET /api/v1/ps"] = lambda _: (200, {}, json.dumps(PS).encode())
+    lines = cli("ps", "--url", fake.url).stdout.splitlines()
+    assert [line[:30].rstrip() for line in lines[2:8]] == [
+        "bare",
+        "lang python",
+        "├─ lang python+numpy",
+        "│  ├─ digits            7",
+        "│  └─ digits            8",
+        "└─ words                9",
+    ]
+    for part in ("41", "25.0 MB", "150.0 ms", "300.0 ms"):
+        assert part in lines[4]
+    assert "10.0 min" in lines[5] and "busy" in lines[6]
+    assert lines[-2] == "memory: 86.0 MB held of 2.0 GB (4 %): user 61.0 MB, lang 25.0 MB"
+    assert lines[-1] == "idle memory so far: 1,234 MB·s used, 7 MB·s wasted, 2 layers evicted"
+    assert json.loads(cli("ps", "--json", "--url", fake.url).stdout) == PS
 
 
 def test_logs(cli: Cli, fake: Any) -> None:

@@ -124,12 +124,12 @@ def test_something_else_on_the_port_is_not_taken_for_a_server(cli: Cli, fake: An
     found = cli("ls", "--url", fake.url)
     assert found.exit_code == 1
     assert "is it a rewarm server?" in found.stderr
-    fake.replies["GET /api/v1/instances"] = lambda _: (200, {}, b"<h1>hello</h1>")
+    fake.replies["GET /api/v1/ps"] = lambda _: (200, {}, b"<h1>hello</h1>")
     assert "is not a rewarm server" in cli("ps", "--url", fake.url).stderr
 
 
 def test_a_bug_is_one_line_too(cli: Cli, fake: Any) -> None:
-    fake.replies["GET /api/v1/instances"] = lambda _: (200, {}, b"{}")
+    fake.replies["GET /api/v1/ps"] = lambda _: (200, {}, b"{}")
     found = cli("ps", "--url", fake.url)
     assert found.exit_code == 1
     assert "a bug in rewarm: KeyError" in found.stderr

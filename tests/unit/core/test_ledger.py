@@ -48,6 +48,31 @@ def test_check_finds_a_wrong_total() -> None:
         ledger.check()
 
 
+def test_what_is_ending_counts_as_free_and_is_held_until_it_is_gone() -> None:
+    ledger = Ledger(100)
+    ledger.enter("a", 60)
+    ledger.enter("b", 30)
+    ledger.told_to_end("a")
+    assert (ledger.held_bytes, ledger.ending_bytes, ledger.ending) == (90, 60, {"a"})
+    assert (ledger.short_bytes(70), ledger.short_bytes(71)) == (0, 1)
+    ledger.enter("a", 50)
+    ledger.enter("b", 40)
+    assert (ledger.held_bytes, ledger.ending_bytes) == (90, 50)
+    ledger.check()
+    ledger.leave("a")
+    assert (ledger.held_bytes, ledger.ending_bytes, ledger.ending) == (40, 0, set())
+
+
+def test_check_finds_a_wrong_sum_of_what_is_ending() -> None:
+    ledger = Ledger(100)
+    ledger.enter("a", 60)
+    ledger.told_to_end("a")
+    ledger.check()
+    ledger.ending_bytes -= 1
+    with pytest.raises(AssertionError, match="ledger says 59 are ending, entries sum to 60"):
+        ledger.check()
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.none() | st.integers(0, 1000))))
 def test_the_total_is_the_sum_of_its_parts(steps: list[tuple[int, int | None]]) -> None:
     ledger, model = Ledger(1000), {}

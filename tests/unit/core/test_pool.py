@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewarm.core.state import LangState
+from rewarm.core.state import LayerState
 from rewarm.errors import DeadlineExceeded, OverBudget, StartFailed
 from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey, PolicySpec
@@ -86,7 +86,7 @@ def test_a_request_that_meets_a_dying_zygote_gets_a_new_one() -> None:
     w.run_for(0.9)
     w.run_for(1.0)
     (lang,) = w.node.pool.langs.values()
-    assert lang.state is LangState.DYING
+    assert lang.state is LayerState.DYING
     request = w.arrive("f")
     w.run_for(5.0)
     assert w.ok(request)
@@ -222,7 +222,7 @@ def test_one_that_is_still_rising_or_going_is_no_ancestor() -> None:
     w.arrive("g")
     assert [effect.parent for effect in w.done(m.RaiseLang)] == [None, None]
     w.run_for(9.0)
-    assert {lang.state for lang in w.node.pool.langs.values()} == {LangState.DYING}
+    assert {lang.state for lang in w.node.pool.langs.values()} == {LayerState.DYING}
     request = w.arrive("h")
     assert w.done(m.RaiseLang)[-1].parent is None
     w.run_for(5.0)

@@ -3,12 +3,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import rewarm
 from rewarm.errors import BadDefinition
 from rewarm.facts.function import (
     DATATYPES,
@@ -118,7 +124,13 @@ def test_keys_form_a_tree_by_inclusion(a: list[str], b: list[str]) -> None:
 
 
 def test_runtimes_do_not_cover_each_other() -> None:
-    assert not LangKey((), "python").covers(LangKey((), "node"))
+    assert not LangKey((), "python").covers(LangKey((), "nodejs"))
+
+
+def test_a_runtime_of_nodejs_is_nobodys_ancestor() -> None:
+    key = LangKey((), "nodejs")
+    assert (str(key), key.forks, key.covers(key)) == ("nodejs", False, False)
+    assert LangKey().forks and LangKey(("numpy",)).forks
 
 
 @pytest.mark.parametrize("package", ["", "1a", "a-b", "a b", "a..b", ".a", "os; rm", 7])
@@ -145,6 +157,19 @@ def test_functions_on_arrays_have_numpy_in_their_key() -> None:
     assert spec(kind="handler", preload=("json",)).lang_key == LangKey(("json",))
 
 
+def test_functions_of_nodejs_have_a_key_of_their_own() -> None:
+    assert spec(kind="handler", runtime="nodejs").lang_key == LangKey((), "nodejs")
+    assert spec().runtime == "python"
+
+
+def test_a_specification_that_was_stored_before_there_were_runtimes() -> None:
+    data = spec().to_json()
+    assert data.pop("runtime") == "python"
+    assert FunctionSpec.from_json(data) == spec()
+    other = spec(kind="handler", runtime="nodejs")
+    assert FunctionSpec.from_json(other.to_json()) == other
+
+
 def test_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         spec().name = "other"  # type: ignore[misc]
@@ -165,6 +190,9 @@ def test_edges(fields: dict[str, Any]) -> None:
     ("fields", "message"),
     [
         ({"name": "a/b"}, "is not a function name"),
+        ({"runtime": "ruby"}, "runtime must be 'python' or 'nodejs', not 'ruby'"),
+        ({"runtime": "nodejs"}, "a function of the runtime 'nodejs' is a handler, not 'predict'"),
+        ({"runtime": "nodejs", "kind": "handler", "preload": ("numpy",)}, "preload names packages of Python"),
         ({"kind": "batch"}, "kind must be 'predict' or 'handler', not 'batch'"),
         ({"entry": "app.Digits"}, "entry must be 'module:Attribute'"),
         ({"entry": "app:Digits:x"}, "entry must be 'module:Attribute'"),
@@ -274,3 +302,16 @@ def test_revision() -> None:
     assert (revision.weights_path, revision.weights_bytes, revision.created_at) == (None, 0, 0.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         revision.version = 4  # type: ignore[misc]
+
+
+def test_a_key_sent_to_another_process_is_found_there() -> None:
+    """Hashes of text differ from process to process: a key must not carry its own along."""
+    code = "import pickle, sys; from rewarm.facts.function import LangKey; print(hash(pickle.load(sys.stdin.buffer)))"
+    key = LangKey(("numpy",))
+    environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": str(Path(rewarm.__file__).parents[1])}
+    hashed = [
+        subprocess.run([sys.executable, "-c", script], input=pickle.dumps(key), env=environment, capture_output=True)
+        for script in (code, "from rewarm.facts.function import LangKey; print(hash(LangKey(('numpy',))))")
+    ]
+    assert all(done.returncode == 0 for done in hashed), hashed[0].stderr
+    assert hashed[0].stdout == hashed[1].stdout

@@ -8,6 +8,7 @@ def test_a_request_starts_warm_until_the_core_says_otherwise() -> None:
     request = Request("digits", 1.0, 61.0)
     assert (request.function, request.arrived_s, request.deadline_s, request.payload) == ("digits", 1.0, 61.0, None)
     assert (request.start, request.init_s) == (StartKind.WARM, 0.0)
+    assert request.size_bytes == 0
 
 
 def test_the_payload_is_carried_not_read() -> None:

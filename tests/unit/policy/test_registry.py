@@ -12,13 +12,18 @@ from rewarm.facts.function import FunctionSpec, PolicySpec
 from rewarm.facts.sandbox import Layer
 from rewarm.policy import registry
 from rewarm.policy.batching.base import BatchingPolicy
-from rewarm.testing.policies import check_batching_policy, check_keepalive_policy
+from rewarm.policy.keepalive.base import Keep, Prewarm
+from rewarm.policy.keepalive.faascache import FaasCache
+from rewarm.testing import check_batching_policy, check_keepalive_policy, check_policy
 
 FUNCTION = FunctionSpec("f", "predict", "app:F", slo_s=0.2)
 
 BATCHING = ["none", "static:size=5", "dynamic:max_size=5,max_wait=300ms", "dynamic:max_wait_s=0", "aimd", "slo"]
 BATCHING += ["aimd:step=3,backoff=0.5", "slo:mode=cost,max_size=32", "slo:mode=cost,slack=50ms"]
-KEEPALIVE = ["none", "fixed", "fixed:ttl=10min", "fixed:user_s=30,lang_s=60", "fixed:ttl=0"]
+KEEPALIVE = ["none", "fixed", "fixed:ttl=10min", "fixed:user_s=30,lang_s=60", "fixed:ttl=0", "lru", "faascache"]
+KEEPALIVE += ["break_even:alpha=0.9999", "histogram", "histogram:forecast=false,span=1h", "barista:slot=1min"]
+KEEPALIVE += ["rainbowcake:alpha=0.9999,p=0.99,floor=60s", "rainbowcake:sharing=false,layers=false,prewarm=false,n=2"]
+KEEPALIVE += ["rainbowcake:floor=0", "hazard", "hazard:price=0.004"]
 
 
 @pytest.mark.parametrize("text", BATCHING)
@@ -87,8 +92,9 @@ def test_specs_from_json_may_carry_text_durations_and_aliases() -> None:
 
 
 def test_names() -> None:
-    assert registry.batching_names()[:5] == ("none", "static", "dynamic", "aimd", "slo")
-    assert registry.keepalive_names()[:2] == ("none", "fixed")
+    assert registry.batching_names()[:7] == ("none", "static", "dynamic", "aimd", "slo", "batch", "mbs")
+    ours = ("none", "fixed", "lru", "faascache", "break_even", "histogram", "rainbowcake", "barista", "hazard")
+    assert registry.keepalive_names()[:9] == ours
 
 
 class Point:
@@ -119,7 +125,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("installed")
 def test_third_parties() -> None:
     assert registry.batching(registry.parse("theirs:rows=7"), FUNCTION).max_size == 7
-    assert registry.batching_names()[5:] == ("broken", "odd", "theirs")
+    assert registry.batching_names()[7:] == ("broken", "odd", "theirs")
     with pytest.raises(BadDefinition, match="could not be imported: ImportError"):
         registry.batching(PolicySpec("broken"), FUNCTION)
     with pytest.raises(BadDefinition, match="is not callable"):
@@ -142,3 +148,51 @@ def test_suites_catch_what_breaks_the_contract() -> None:
         check_batching_policy(lambda: Greedy(FUNCTION))
     with pytest.raises(AssertionError, match="must answer Keep or Drop"):
         check_keepalive_policy(Backward)
+    with pytest.raises(AssertionError, match="must not change the queue"):
+        check_policy(lambda: Greedy(FUNCTION))
+    with pytest.raises(AssertionError, match="must answer Keep or Drop"):
+        check_policy(Backward)
+
+
+class _Faulty(FaasCache):
+    """Keeps the contract; each heir breaks it in one place."""
+
+
+class _NoWord(_Faulty):
+    watches_runs = True  # and no on_run
+
+
+class _NoInstance(_Faulty):
+    def on_arrival(self, function: str, key: Any, now: float) -> Prewarm:
+        return Prewarm(1.0, 0)
+
+
+class _Past(_Faulty):
+    def on_arrival(self, function: str, key: Any, now: float) -> Prewarm:
+        return Prewarm(-1.0)
+
+
+class _Crumbs(_Faulty):
+    def on_idle(self, layer: Any, now: float) -> Keep:
+        return Keep(1e-3)
+
+
+class _Endless(_Faulty):
+    def on_gone(self, layer: Any, evicted: bool, now: float) -> None:
+        raise AssertionError(f"told of an end, evicted: {evicted}")
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        (_NoWord, "so on_run must be a method"),
+        (_NoInstance, "asks for no instance"),
+        (_Past, "is not a time ahead"),
+        (_Crumbs, "windows must be worth the asking"),
+        (_Endless, "told of an end"),
+    ],
+)
+def test_keepalive_suite_catches(rule: type[FaasCache], says: str) -> None:
+    check_policy(_Faulty)
+    with pytest.raises(AssertionError, match=says):
+        check_policy(rule)

@@ -20,7 +20,8 @@ def test_first_open_makes_a_private_home(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o777 == 0o700
         assert json.loads((path / "home.json").read_text()) == {"format": FORMAT}
         assert (path / "lock").read_text() == f"{os.getpid()}\n"
-        assert {child.name for child in path.iterdir()} == {"home.json", "lock", "artifacts", "weights", "tmp", "run"}
+        found = {child.name for child in path.iterdir()}
+        assert found == {"home.json", "lock", "artifacts", "weights", "profiles", "tmp", "run"}
         assert repr(home) == f"<Home {path} open>"
         assert home.artifact_dir("ab") == path / "artifacts" / "ab"
         assert home.weights_file("cd", "m.onnx") == path / "weights" / "cd" / "m.onnx"

@@ -19,20 +19,27 @@ class Dispatch(NamedTuple):
     size: int
 
 
+class Pick(NamedTuple):
+    """Send these requests now: `places` are their indices in the queue, rising, at least one, at most `max_size`."""
+
+    places: tuple[int, ...]
+
+
 class Wait(NamedTuple):
     """Keep gathering; ask again at `until_s`, or on the next arrival. None: only arrivals can change the answer."""
 
     until_s: float | None
 
 
-Decision = Dispatch | Wait
+Decision = Dispatch | Pick | Wait
 
 
 class BatchingPolicy(Protocol):
     """One function's rule.
 
     `max_size` is the largest batch it can ever ask for: the core plans instances with it. A policy that learns nothing
-    from arrivals may set `watches_arrivals = False`: the core then spares the call.
+    from arrivals may set `watches_arrivals = False`: the core then spares the call. One that has figures worth showing
+    may have a method `figures() -> dict[str, float]`; they stand in the function's stats.
     """
 
     name: str

@@ -7,15 +7,15 @@ becomes idle and again each time a window it gave has run out, and `priority` wh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from rewarm.facts.function import FunctionSpec, LangKey
 from rewarm.facts.sandbox import Layer
 
 
-@dataclass(frozen=True, slots=True)
-class LayerView:
-    """What a policy may know of one idle layer."""
+class LayerView(NamedTuple):
+    """What a policy may know of one idle layer. A tuple: one is made for each question, and for each idle layer when
+    memory is short."""
 
     layer: Layer
     function: str | None  # None for layers below User

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
-from rewarm.errors import BadDefinition
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import Layer
 from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, LayerView, Prewarm
+from rewarm.policy.keepalive.checks import duration_s
 
 _DROP = Drop()
 _ROUNDING_S = 1e-6  # a window that ends this soon has ended: sums of floats on a clock of weeks are no finer
@@ -39,10 +37,10 @@ class FixedKeepalive:
         lang_s: float | None = None,
         bare_s: float = 60.0,
     ) -> None:
-        both_s = 600.0 if ttl_s is None else _checked("ttl_s", ttl_s)
-        user_s = both_s if user_s is None else _checked("user_s", user_s)
-        lang_s = both_s if lang_s is None else _checked("lang_s", lang_s)
-        bare_s = _checked("bare_s", bare_s)
+        both_s = 600.0 if ttl_s is None else duration_s("ttl_s", ttl_s)
+        user_s = both_s if user_s is None else duration_s("user_s", user_s)
+        lang_s = both_s if lang_s is None else duration_s("lang_s", lang_s)
+        bare_s = duration_s("bare_s", bare_s)
         # Indexed by Layer; an instance with its weights (MODEL) is a User layer to this rule. [0] is never asked for.
         self._ttls_s = (0.0, bare_s, lang_s, user_s, user_s)
         assert len(self._ttls_s) == max(Layer) + 1
@@ -60,9 +58,3 @@ class FixedKeepalive:
 
     def priority(self, layer: LayerView, now: float) -> float:
         return worth_per_byte(layer, now)
-
-
-def _checked(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise BadDefinition(f"{name} must be 0 or more seconds, not {value!r}")
-    return float(value)

@@ -1,0 +1,92 @@
+"""Who goes first when memory is short: idle layers of every kind, least worth per byte first.
+
+Never a busy instance, one on its way up, or a zygote that one of its instances is forked from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from rewarm.core.state import INF, Bare, FunctionState, LangLayer, LayerState, Sandbox
+from rewarm.facts.function import LangKey
+from rewarm.facts.messages import Effect
+from rewarm.facts.sandbox import Layer, SandboxState
+from rewarm.policy.keepalive.base import LayerView
+
+if TYPE_CHECKING:
+    from rewarm.core.pool import Pool
+
+Victim = Sandbox | LangLayer | Bare
+
+
+def make_room(
+    pool: Pool, need_bytes: int, now: float, out: list[Effect], sparing: FunctionState | None = None,
+    worth_below: float = INF,
+) -> bool:  # fmt: skip
+    """Free idle layers worth less than `worth_below`, least worth per byte first, until `need_bytes` fit.
+
+    If all that is idle is not enough: False, and nothing is freed, unless what lies below it would be (the caller asks
+    again when the ends are reported), or nobody is waiting for room (`sparing` is None), when the account is brought
+    as close to its budget as can be.
+    """
+    short = pool.ledger.short_bytes(need_bytes)
+    if short == 0:
+        return True
+    key = sparing.key if sparing is not None else None
+    freed = 0
+    chosen: list[Victim] = []
+    for worth, layer in _ranked(pool, now, key):
+        if worth >= worth_below:
+            break
+        chosen.append(layer)
+        freed += pool.ledger.of(_node(layer))
+        if freed >= short:
+            break
+    if freed < short and sparing is not None:
+        patient = worth_below == INF and not sparing.live
+        if not patient or freed + _below(pool, chosen, key) < short:
+            return False
+    pool.ground.evictions += len(chosen)
+    for layer in chosen:
+        pool.peel(layer, "memory", now, out)
+    return freed >= short
+
+
+def worth_of_next(pool: Pool, fn: FunctionState, now: float) -> float:
+    """Worth per byte of an instance of `fn` that is not there yet, by the function's own policy."""
+    size = int(fn.resident.value)
+    view = LayerView(Layer.USER, fn.name, fn.key, fn.user_s.value, size, now, now, 0, fn.live)
+    return fn.keepalive.priority(view, now)
+
+
+def _node(layer: Victim) -> int | LangKey:
+    return layer.key if isinstance(layer, LangLayer) else layer.id
+
+
+def _below(pool: Pool, chosen: list[Victim], spare_key: LangKey | None) -> int:
+    """Bytes of the Lang layers that become idle, and can be freed next, once `chosen` and the dying are gone."""
+    going = Counter(s.key for s in pool.sandboxes.values() if s.state is SandboxState.DYING and s.holds_lang)
+    going.update(layer.key for layer in chosen if isinstance(layer, Sandbox) and layer.holds_lang)
+    return sum(
+        pool.ledger.of(key)
+        for key, lang in pool.langs.items()
+        if lang.state is LayerState.ALIVE and key != spare_key and 0 < pool.children[key] == going[key]
+    )
+
+
+def _ranked(pool: Pool, now: float, spare_key: LangKey | None) -> list[tuple[float, Victim]]:
+    """Every idle layer with its worth per byte, cheapest first; between equals the longest unused."""
+    ranked: list[tuple[float, Victim]] = []
+    for sandbox in pool.sandboxes.values():
+        if sandbox.state is SandboxState.READY and not sandbox.function.queue:
+            ranked.append((sandbox.function.keepalive.priority(pool.user_view(sandbox), now), sandbox))
+    rule = pool.ground.keepalive
+    for lang in pool.langs.values():
+        if pool.runtimes.idle(lang) and lang.key != spare_key:
+            ranked.append((rule.priority(pool.runtimes.view(lang), now), lang))
+    for bare in pool.bares.idle:
+        if pool.ledger.of(bare.id):  # one that holds nothing makes no room
+            ranked.append((rule.priority(pool.bares.view(bare), now), bare))
+    ranked.sort(key=lambda pair: (pair[0], pair[1].last_used_s))
+    return ranked

@@ -1,0 +1,220 @@
+"""`barista`: instances for the load that is forecast, started early enough to be there (BARISTA, IC2E'19).
+
+Per function, requests are counted in slots of `slot_s`. Their number is forecast as a trend plus seasonality (a day and
+an hour, as Fourier series: the model of Prophet, which the paper uses), fitted by regularised least squares with older
+slots fading out, plus a corrector: the next error as a multiple of the last one, learnt from the recent ones.
+
+    instances = ceil(rate * SLO / floor(SLO / p95 latency)),   rate in requests a second
+
+floor(SLO / p95) is what one instance serves one after the other within the objective. A slot for which less than half
+a request is forecast needs none. An instance beyond what this slot and the next need is dropped, and raised again
+ahead of the next slot that needs it. The rule knows no layers: what is below an instance goes with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from functools import cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from rewarm.errors import BadDefinition
+from rewarm.facts.function import FunctionSpec, LangKey
+from rewarm.facts.sandbox import Layer
+from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, LayerView, Prewarm
+from rewarm.policy.keepalive.checks import duration_s
+from rewarm.policy.keepalive.fixed import worth_per_byte
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.floating[Any]]
+
+_DAY_S = 86_400.0
+_PERIODS_S = (_DAY_S, _DAY_S / 2, _DAY_S / 3, _DAY_S / 4, 3600.0, 1800.0)
+_FADE = 0.998  # of a slot's weight with each that follows
+_RIDGE = 0.3  # pulls trend and seasons to nothing while there is little to learn them from,
+_RIDGE_LEVEL = 1e-6  # but hardly the level
+_ERRORS_MAX = 24
+_NEAR, _AHEAD_MAX = 2, 288  # slots: the running one and the next; how far a need is looked for
+_LATENCIES_MAX = 128
+_SLO_DEFAULT_S = 1.0
+_REQUESTS_MIN = 0.5
+_ROUNDING_S = 1e-6
+_DROP = Drop()
+
+
+class SlotForecast:
+    """Requests by slot: `add` what came in the slots that have ended, ask `ahead` for those to come."""
+
+    __slots__ = ("_day", "_errors", "_fit", "_gram", "_known", "_moment", "_pull", "next_slot")
+
+    def __init__(self, slots_a_day: int, first_slot: int) -> None:
+        import numpy as np  # here, because code that only names a policy must not pay for it
+
+        self._day = _day_rows(slots_a_day)
+        self.next_slot = self._known = first_slot
+        self._pull: Floats = np.diag([_RIDGE_LEVEL] + [_RIDGE] * (1 + 2 * len(_PERIODS_S)))
+        self._gram: Floats = self._pull
+        self._moment: Floats = np.zeros(len(self._pull))
+        self._fit: Floats = np.zeros(len(self._pull))
+        self._errors: deque[float] = deque(maxlen=_ERRORS_MAX)
+
+    def add(self, counts: Floats) -> None:
+        """The numbers of requests in the slots from `next_slot` on."""
+        import numpy as np
+
+        rows = self._rows(self.next_slot, len(counts))
+        self._errors.extend((counts - rows @ self._fit)[-_ERRORS_MAX:].tolist())
+        fade = _FADE ** np.arange(len(counts) - 1, -1, -1.0)
+        whole = _FADE ** len(counts)
+        self._gram = whole * self._gram + (rows * fade[:, None]).T @ rows + (1.0 - whole) * self._pull
+        self._moment = whole * self._moment + (rows * fade[:, None]).T @ counts
+        self._fit = np.linalg.solve(self._gram, self._moment)
+        self.next_slot += len(counts)
+
+    def ahead(self, slots: int) -> Floats:
+        """Expected requests in `next_slot` and those after it; never negative."""
+        import numpy as np
+
+        expected = self._rows(self.next_slot, slots) @ self._fit
+        if self._errors:
+            expected += self._errors[-1] * self._carry() ** np.arange(1.0, slots + 1.0)
+        return np.maximum(expected, 0.0)
+
+    def _carry(self) -> float:
+        """How much of an error is still there a slot later: least squares on the recent ones, 0 to 1."""
+        errors = list(self._errors)
+        squares = sum(e * e for e in errors[:-1])
+        products = sum(a * b for a, b in pairwise(errors))
+        return min(max(products / squares, 0.0), 1.0) if squares > 0 else 0.0
+
+    def _rows(self, first: int, count: int) -> Floats:
+        import numpy as np
+
+        slots = np.arange(first, first + count)
+        rows = self._day[slots % len(self._day)]
+        rows[:, 1] = (slots - self._known) / len(self._day)
+        return rows
+
+
+@cache
+def _day_rows(slots: int) -> Floats:
+    """What the model sees in each slot of a day: level, trend in days (0 here), and the seasons."""
+    import numpy as np
+
+    angles = 2.0 * math.pi * (_DAY_S / slots) * np.arange(slots)[:, None] / np.array(_PERIODS_S)
+    return np.column_stack((np.ones(slots), np.zeros(slots), np.cos(angles), np.sin(angles)))
+
+
+class _Demand:
+    """One function: its counts, its latencies and what they say of the slots to come."""
+
+    __slots__ = ("came", "forecast", "latencies_s", "lead_s", "needs", "slo_s", "told_slot")
+
+    def __init__(self, slots_a_day: int, slot: int) -> None:
+        self.forecast = SlotForecast(slots_a_day, slot)
+        self.came = 0  # in the slot that runs, `forecast.next_slot`
+        self.latencies_s: deque[float] = deque(maxlen=_LATENCIES_MAX)
+        self.slo_s = _SLO_DEFAULT_S
+        self.lead_s = 0.0  # what a start takes
+        self.needs: list[int] = []  # instances in the running slot and those after it; [] while no slot has ended
+        self.told_slot = slot  # the last one in which an arrival was answered with what the next ones need
+
+    def served(self) -> int:
+        """Requests that one instance can serve within the objective: floor(SLO / p95), at least 1."""
+        ranked = sorted(self.latencies_s)
+        p95_s = ranked[math.ceil(0.95 * len(ranked)) - 1] if ranked else 0.0
+        return max(int(self.slo_s / p95_s + _ROUNDING_S), 1) if p95_s > 0 else 1
+
+
+class Barista:
+    """`slot_s` (1 s to 1 h, a whole part of a day) is the grain of the forecast, which looks a day or 288 slots ahead.
+
+    Raises BadDefinition.
+    """
+
+    __slots__ = ("_demands", "_lang_s", "_slot_s", "_slots")
+    name = "barista"
+    watches_runs = True
+
+    def __init__(self, slot_s: float = 300.0) -> None:
+        self._slot_s = duration_s("slot_s", slot_s)
+        if not 1.0 <= self._slot_s <= 3600.0 or _DAY_S % self._slot_s:
+            raise BadDefinition(f"slot_s must be 1 second to 1 hour and divide a day, as 300 does, not {slot_s!r}")
+        self._slots = int(_DAY_S / self._slot_s)
+        self._demands: dict[str, _Demand] = {}
+        self._lang_s: dict[LangKey, float] = {}
+
+    def on_arrival(self, function: str, key: LangKey, now: float) -> Prewarm | None:
+        demand = self._at(function, now)
+        demand.came += 1
+        if demand.told_slot == demand.forecast.next_slot:
+            return None
+        demand.told_slot = demand.forecast.next_slot
+        later = self._next_need(demand, 1)
+        if later is None:
+            return None
+        return Prewarm(self._until_s(demand, later, now), demand.needs[later])
+
+    def on_run(self, spec: FunctionSpec, size: int, run_s: float, now: float) -> None:
+        demand = self._at(spec.name, now)
+        demand.slo_s = spec.slo_s or _SLO_DEFAULT_S
+        demand.latencies_s.append(run_s)
+
+    def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
+        if layer.layer is Layer.LANG:
+            self._lang_s[layer.key] = layer.startup_s
+        if layer.layer < Layer.USER or layer.function is None:
+            return _DROP
+        demand = self._at(layer.function, now)
+        demand.lead_s = layer.startup_s + self._lang_s.get(layer.key, 0.0)
+        if not demand.needs or layer.others < max(demand.needs[:_NEAR]):
+            return Keep(self._slot_end_s(demand, now))
+        later = self._next_need(demand, _NEAR)
+        # Others that stay are enough until then; the need of that slot is asked for again by an arrival or by them.
+        return _DROP if later is None or layer.others else Drop(self._until_s(demand, later, now))
+
+    def priority(self, layer: LayerView, now: float) -> float:
+        return worth_per_byte(layer, now)
+
+    def _at(self, function: str, now: float) -> _Demand:
+        """The demand with all slots that have ended by `now` counted."""
+        slot = math.floor(now / self._slot_s + _ROUNDING_S)
+        demand = self._demands.get(function)
+        if demand is None:
+            demand = self._demands[function] = _Demand(self._slots, slot)
+        ended = slot - demand.forecast.next_slot
+        if ended <= 0:
+            return demand
+        import numpy as np
+
+        counts = np.zeros(ended)
+        counts[0], demand.came = demand.came, 0
+        demand.forecast.add(counts)
+        demand.needs = self._needs(demand, _NEAR)
+        return demand
+
+    def _needs(self, demand: _Demand, slots: int) -> list[int]:
+        import numpy as np
+
+        per_instance = self._slot_s / demand.slo_s * demand.served()
+        expected = demand.forecast.ahead(slots)
+        needed = np.where(expected >= _REQUESTS_MIN, np.ceil(expected / per_instance - _ROUNDING_S), 0.0)
+        needs: list[int] = needed.astype(int).tolist()
+        return needs
+
+    def _next_need(self, demand: _Demand, first: int) -> int | None:
+        """The first slot from `first` on that needs an instance. Beyond the next one it is seldom asked for."""
+        if len(demand.needs) == _NEAR and not any(demand.needs[first:]):
+            demand.needs = self._needs(demand, min(self._slots, _AHEAD_MAX))
+        return next((slot for slot in range(first, len(demand.needs)) if demand.needs[slot]), None)
+
+    def _slot_end_s(self, demand: _Demand, now: float) -> float:
+        return (demand.forecast.next_slot + 1) * self._slot_s - now
+
+    def _until_s(self, demand: _Demand, slot: int, now: float) -> float:
+        """From now until a start must begin to be done when the slot `slot` places after the running one begins."""
+        return max((demand.forecast.next_slot + slot) * self._slot_s - demand.lead_s - now, 0.0)

@@ -1,0 +1,3 @@
+// What a waiting runtime runs once, see runtime.mjs.
+
+exports.handler = async (event) => event;
