@@ -15,6 +15,8 @@ STAMP_DEV  := $(VENV)/.stamp-dev
 # The package as a release has it: its hot path is machine code (adr/0008).
 COMPILED       := build/compiled
 STAMP_COMPILED := $(COMPILED)/.stamp
+COMPILED_TESTS := tests/conformance tests/golden tests/unit/sim/test_run.py $(addprefix tests/e2e/test_, bad_input.py hostile_bodies.py lambda.py \
+	lifecycle.py log_tail.py open_inference.py parity.py process_leaks.py)
 SOURCES        := $(shell find src -name '*.py' -o -name '*.mjs') pyproject.toml
 
 .DEFAULT_GOAL := help
@@ -38,7 +40,7 @@ test-interpreted: $(STAMP_DEV)
 test-compiled: $(STAMP_DEV)
 	@if $(CAN_COMPILE); then \
 		$(MAKE) --no-print-directory compiled && \
-		PYTHONPATH=$(COMPILED) $(BIN)/python -m pytest -q -o pythonpath= tests/conformance tests/e2e $(ARGS); \
+		PYTHONPATH=$(COMPILED) $(BIN)/python -m pytest -q -o pythonpath= $(COMPILED_TESTS) $(ARGS); \
 	else echo "test-compiled: skipped, there is no C compiler or no Python.h (make system-deps)"; fi
 
 compiled: $(STAMP_COMPILED) ## the package with its hot path compiled, in build/compiled (needs a C compiler)
@@ -109,7 +111,7 @@ $(STAMP_DEV): $(STAMP_VENV) pyproject.toml constraints-dev.txt
 
 $(STAMP_COMPILED): $(STAMP_DEV) $(SOURCES)
 	@$(CAN_COMPILE) || { echo "compiled: needs a C compiler and Python.h: make system-deps" >&2; exit 1; }
-	@echo "compiling the hot path into $(COMPILED) (about a minute)"
+	@echo "compiling the hot path into $(COMPILED) (a minute or two)"
 	@rm -rf $(COMPILED) build/source && mkdir -p build/source
 	@cp -r pyproject.toml README.md LICENSE src build/source  # compiled in place, where nobody imports from
 	@HATCH_BUILD_HOOKS_ENABLE=1 $(PIP) install --no-deps --no-build-isolation --target $(COMPILED) ./build/source

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from rewarm.policy import registry
+from rewarm.sim import costs
 
 pytestmark = pytest.mark.e2e
 
@@ -153,16 +154,40 @@ def test_a_policy_raises_a_function_ahead_of_its_call(start: Callable[..., Any],
     assert sum(server.stats("hello")["starts"].values()) == 5
 
 
+def test_what_layers_cost_is_measured_and_can_be_simulated_with(cli: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "costs.toml"
+    ran = cli("experiment", "starts", "--repeat", "1", "--save", str(file), "--json", timeout_s=120.0)
+    assert ran.code == 0, ran
+    rows = {row["function"]: row for row in ran.json()["rows"]}
+    assert set(rows) | set(ran.json()["left_out"]) == {"lambda", "digits", "nodejs"}
+    python = rows["lambda"]
+    assert python["bare"]["startup_s"] < python["lang"]["startup_s"] < 10 and 0 < python["user"]["startup_s"] < 1
+    assert 1 < python["lang"]["resident_mb"] < 100 and 0 < python["user"]["resident_mb"] < 100
+    found = costs.read(file)
+    assert {lang.startup_s for lang in found.langs.values()} == {row["lang"]["startup_s"] for row in rows.values()}
+    (tmp_path / "trace.csv").write_text("t_s,function,duration_s\n0,f,0.1\n60,g,0.1\n120,f,0.1\n")
+    ran = cli("sim", str(tmp_path / "trace.csv"), "--policy", "fixed", "--layers", str(file), "--json")
+    assert ran.code == 0, ran
+
+
 @pytest.mark.parametrize("name", registry.keepalive_names())
 def test_every_policy_serves(start: Callable[..., Any], name: str) -> None:
     server = start("--keepalive", name)
     assert server.get("/api/v1/server")["keepalive"] == name
-    server.deploy(HELLO, handler="app.handler", name="servers")
-    for own in registry.keepalive_names():
-        server.deploy(HELLO, handler="app.handler", name=f"own-{own.replace('_', '-')}", keepalive=own)
-    for function in server.get("/api/v1/functions")["functions"]:
-        assert start_of(server, function["name"]) in ("cold", "lang", "bare")
+    server.deploy(HELLO, handler="app.handler", name="hello")
+    assert start_of(server, "hello") == "cold"
+    assert start_of(server, "hello") in ("warm", "lang", "bare", "cold")
     ps(server)
+
+
+def test_every_policy_may_be_a_function_s_own(server: Any) -> None:
+    names = {f"own-{policy.replace('_', '-')}": policy for policy in registry.keepalive_names()}
+    for name, policy in names.items():
+        server.deploy(HELLO, handler="app.handler", name=name, keepalive=policy)
+        assert start_of(server, name) in ("cold", "bare", "lang")
+        assert server.function(name)["keepalive"]["name"] == policy
+    for name in names:
+        assert server.call("DELETE", f"/api/v1/functions/{name}").status == 200
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,8 @@ def class_levels(result: Result, trace: str) -> list[ClassLevel]:
 
 
 def comparisons(result: Result) -> list[Comparison]:
-    """What was run over the whole Azure day with all layers; fixed 10 min comes first."""
-    base, *others = result.of("layered", "azure-2019", "whole")
+    """What was run over the Azure day with all layers; fixed 10 min comes first."""
+    base, *others = result.of("layered", "azure-2019", "heldout")
     return [
         Comparison(
             one,

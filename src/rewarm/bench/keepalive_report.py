@@ -16,10 +16,10 @@ from rewarm.units import human_bytes
 _METHOD = """\
 Simulated by `rewarm experiment keepalive{quick}`. Start-up seconds are the mean over all calls, those without a
 start among them; idle GB·h is what instances held while nothing ran in them. Traces: the shipped Azure day without its
-20 busiest functions (380 functions, each call at a moment drawn within its minute) and the first day of the shipped 60
-ServeGen clients (1 s a call). Of the functions in the order of the file the first, third, … are the tuned half, the
-others the held-out half. RainbowCake's grid (alpha, p, floor, pre-warm) is searched on the tuned half and its front
-carried over; of the other policies, which have one parameter, every setting is run on both.
+20 busiest functions (380 functions, each call at a moment drawn within its minute) and six hours (12 to 18) of the
+shipped 60 ServeGen clients (1 s a call). Of the functions in the order of the file the first, third, … are the tuned
+half, the others the held-out half. RainbowCake's grid (alpha, p, floor, pre-warm) is searched on the tuned half and its
+front carried over; of the other policies, which have one parameter, every setting is run on both.
 
 **One layer, one instance per function**, so that the offline optimum is one: it goes through the same simulator with
 the same costs, knows the next call, keeps an instance if price · MB · gap is less than its start, and raises nothing
@@ -42,7 +42,7 @@ def to_markdown(result: Result) -> str:
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {human_bytes(machine['memory_bytes'])}, "
         f"Python {machine['python']}; the figures do not depend on it.",
         "",
-        *(["*A `--quick` run: every fifth function, twelve hours of ServeGen, coarser sweeps.*", ""] if quick else []),
+        *(["*A `--quick` run: every fifth function, three hours of ServeGen, coarser sweeps.*", ""] if quick else []),
         *_METHOD.format(quick=quick, shares=shares).splitlines(),
         "",
         "## What was expected",
@@ -122,7 +122,7 @@ def _rainbowcake(result: Result) -> list[str]:
         for one in findings.comparisons(result)
     ]  # fmt: skip
     return [
-        "## RainbowCake against fixed 10 min: all layers, up to 100 instances per function, the whole Azure day",
+        "## RainbowCake against fixed 10 min: all layers, up to 100 instances per function, azure-2019, held-out half",
         "",
         f"Published: start-up {findings.PUBLISHED_STARTUP_PCT:.0f} %, waste {findings.PUBLISHED_WASTE_PCT:.0f} %. "
         "The last three columns compare with fixed 10 min on the same costs, the simulator's defaults.",

@@ -64,6 +64,7 @@ class Watched:
         self.name = rule.name
         self.watches_runs = getattr(rule, "watches_runs", False)
         self.watches_ends = True
+        self.worth_holds = getattr(rule, "worth_holds", 0.0)
         self.priority = rule.priority
 
     def idle_gb_h(self) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rewarm.cli.client import connect
+from rewarm.cli.experiment_density import density
 from rewarm.cli.experiment_starts import starts
 from rewarm.cli.options import json_option
 from rewarm.cli.output import console, emit_json, show_table, wants_progress
@@ -26,11 +27,13 @@ def command() -> None:
     Examples:
       rewarm experiment batching --quick
       rewarm experiment batching --out results/
+      rewarm experiment density --quick
       rewarm experiment keepalive --quick
       rewarm experiment starts --save costs.toml
     """
 
 
+command.add_command(density)
 command.add_command(starts)
 
 
@@ -84,7 +87,7 @@ def keepalive(quick: bool, out: Path, jobs: int | None, as_json: bool) -> None:
     """Start-up seconds per request against idle memory: every keep-alive policy over its settings, and two bounds.
 
     Over the shipped Azure day without its 20 busiest functions and over ServeGen's clients. Settings are searched on
-    one half of the functions and reported on the other. The full run takes about 20 minutes on two cores.
+    one half of the functions and reported on the other. The full run takes about 15 minutes on two cores.
 
     \b
     Examples:

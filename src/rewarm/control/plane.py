@@ -162,7 +162,8 @@ class ControlPlane:
         }  # fmt: skip
 
     def stats_of(self, name: str) -> dict[str, Any]:
-        return {**self.stats[name].to_json(name), "batching": _figures(self._known(name).batching)}
+        function = self._known(name)  # raises NotFound
+        return {**self.stats[name].to_json(name), "batching": _figures(function.batching)}
 
     def log_lines(self, name: str, tail: int, instance: int | None) -> list[dict[str, Any]]:
         self._known(name)

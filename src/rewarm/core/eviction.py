@@ -5,7 +5,9 @@ Never a busy instance, one on its way up, or a zygote that one of its instances 
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rewarm.core.state import INF, Bare, FunctionState, LangLayer, LayerState, Sandbox
@@ -75,18 +77,35 @@ def _below(pool: Pool, chosen: list[Victim], spare_key: LangKey | None) -> int:
     )
 
 
-def _ranked(pool: Pool, now: float, spare_key: LangKey | None) -> list[tuple[float, Victim]]:
-    """Every idle layer with its worth per byte, cheapest first; between equals the longest unused."""
-    ranked: list[tuple[float, Victim]] = []
+def _ranked(pool: Pool, now: float, spare_key: LangKey | None) -> Iterator[tuple[float, Victim]]:
+    """Every idle layer with its worth per byte, cheapest first; between equals the longest unused.
+
+    A heap, because one or two are wanted of some hundred.
+    """
+    heap: list[tuple[float, float, int, Victim]] = []
     for sandbox in pool.sandboxes.values():
         if sandbox.state is SandboxState.READY and not sandbox.function.queue:
-            ranked.append((sandbox.function.keepalive.priority(pool.user_view(sandbox), now), sandbox))
+            heap.append((_worth(pool, sandbox, now), sandbox.last_used_s, len(heap), sandbox))
     rule = pool.ground.keepalive
     for lang in pool.langs.values():
         if pool.runtimes.idle(lang) and lang.key != spare_key:
-            ranked.append((rule.priority(pool.runtimes.view(lang), now), lang))
+            worth = rule.priority(pool.runtimes.view(lang), now)
+            heap.append((worth, lang.last_used_s, len(heap), lang))
     for bare in pool.bares.idle:
         if pool.ledger.of(bare.id):  # one that holds nothing makes no room
-            ranked.append((rule.priority(pool.bares.view(bare), now), bare))
-    ranked.sort(key=lambda pair: (pair[0], pair[1].last_used_s))
-    return ranked
+            heap.append((rule.priority(pool.bares.view(bare), now), bare.last_used_s, len(heap), bare))
+    heapq.heapify(heap)
+    while heap:
+        worth, _, _, layer = heapq.heappop(heap)
+        yield worth, layer
+
+
+def _worth(pool: Pool, sandbox: Sandbox, now: float) -> float:
+    """What the policy says, or said of this idle time so recently that it holds (`worth_holds`)."""
+    if now < sandbox.worth_until_s:
+        return sandbox.worth
+    fn = sandbox.function
+    sandbox.worth = fn.keepalive.priority(pool.user_view(sandbox), now)
+    idle_s = now - sandbox.idle_since_s
+    sandbox.worth_until_s = INF if fn.worth_holds == INF else now + fn.worth_holds * idle_s
+    return sandbox.worth

@@ -143,6 +143,7 @@ class Pool:
         """Ask the function's policy how long this instance is worth its memory."""
         sandbox.idle_since_s = sandbox.last_used_s = now
         sandbox.rested = True
+        sandbox.worth_until_s = -INF
         self._apply(sandbox, sandbox.function.keepalive.on_idle(self.user_view(sandbox), now), now, out)
 
     def window_over(self, sandbox: Sandbox, now: float, out: list[Effect]) -> None:

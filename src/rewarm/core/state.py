@@ -49,6 +49,7 @@ class FunctionState:
         "batching", "batching_watches", "flushing", "idle", "keepalive", "key", "last_error", "name", "on_gone",
         "on_run", "prewarm_at_s", "prewarm_instances", "queue", "queue_max", "removed", "resident", "retry_at_s",
         "revision", "rising", "sandboxes", "scale_at_s", "start_s", "starved", "timer_at_s", "user_s", "watches",
+        "worth_holds",
     )  # fmt: skip
 
     def __init__(self, revision: Revision, batching: BatchingPolicy, keepalive: KeepalivePolicy) -> None:
@@ -77,6 +78,7 @@ class FunctionState:
         self.watches = getattr(keepalive, "watches_arrivals", True)
         self.on_run: OnRun | None = keepalive.on_run if getattr(keepalive, "watches_runs", False) else None  # type: ignore[attr-defined]
         self.on_gone = gone_hook(keepalive)
+        self.worth_holds = float(getattr(keepalive, "worth_holds", 0.0))
         self.batching_watches = getattr(batching, "watches_arrivals", True)
         self.queue_max = revision.spec.queue_max
         self.start_s = Mean(0.25)  # from the decision to READY
@@ -106,6 +108,7 @@ class Sandbox:
     __slots__ = (
         "batch", "created_s", "expires_s", "found", "function", "holds_lang", "id", "idle_since_s", "key",
         "last_used_s", "ready_at_s", "rested", "reuses", "revision", "run_deadline_s", "state", "timer_at_s", "uses",
+        "worth", "worth_until_s",
     )  # fmt: skip
 
     def __init__(self, sandbox_id: int, function: FunctionState, found: StartKind, now: float) -> None:
@@ -125,6 +128,8 @@ class Sandbox:
         self.uses = 0
         self.rested = False  # it has been idle since its last run
         self.reuses = 0  # runs that found it idle
+        self.worth = 0.0  # per byte, as its policy said when it was last asked; good until `worth_until_s`
+        self.worth_until_s = -INF
         self.holds_lang = False  # counted among those that keep the Lang layer of its key from being idle
         self.batch: list[Request] | None = None
 

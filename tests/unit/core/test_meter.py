@@ -44,6 +44,20 @@ def test_idle_before_a_run_was_used_and_idle_before_the_end_was_not() -> None:
     assert (meter.evictions, meter.living) == (0, frozenset())
 
 
+def test_what_idles_still_is_neither_used_nor_wasted_yet() -> None:
+    meter = Meter()
+    raised(meter, 1, 0.0)
+    raised(meter, 2, 1.0)
+    meter.event(m.Measured(1, 30), 2.0)
+    assert meter.pending_byte_s(4.0)[Layer.USER] == 20.0 + 60.0 + 30.0
+    meter.effect(m.Run(1, [Request("f", 4.0, 1e9)]), 4.0)
+    assert meter.pending_byte_s(4.0)[Layer.USER] == 30.0
+    assert meter.pending_byte_s(9.0)[Layer.USER] == 80.0, "one that is busy costs nothing more"
+    meter.close(9.0)
+    assert not any(meter.pending_byte_s(10.0).values())
+    assert (meter.used_byte_s[Layer.USER], meter.wasted_byte_s[Layer.USER]) == (80.0, 80.0)
+
+
 def test_what_is_measured_counts_from_then_on() -> None:
     meter = Meter()
     raised(meter, 1, 0.0)

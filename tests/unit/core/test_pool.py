@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from rewarm.core.state import LayerState
@@ -504,3 +506,51 @@ def test_load_does_nothing_without_memory() -> None:
     w.run_for(5.0)
     w.tell(m.Load("g"))
     assert w.ids("g") == []
+
+
+# ---------------------------------------------------------------- how often the policy is asked what a layer is worth
+
+
+class Appraiser(NoKeepalive):
+    """Keeps all, and counts how often it is asked what an instance is worth."""
+
+    def __init__(self, holds: float) -> None:
+        self.worth_holds = holds
+        self.asked: list[str | None] = []
+
+    def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
+        return Keep(None) if layer.layer is not Layer.BARE else Drop()
+
+    def priority(self, layer: LayerView, now: float) -> float:
+        self.asked.append(layer.function)
+        return layer.last_used_s
+
+
+@pytest.mark.parametrize(("holds", "times"), [(0.0, 2), (0.5, 2), (5.0, 1), (math.inf, 1)])
+def test_an_answer_about_worth_is_used_again_for_as_long_as_it_holds(holds: float, times: int) -> None:
+    rule = Appraiser(holds)
+    w = world(mb=3 * 32 + 24, keepalive=rule)
+    for name in "abcde":
+        w.deploy(name)
+    for name in "abc":
+        w.arrive(name)
+        w.run_for(1.0)
+    w.run_for(10.0)
+    for name in "de":  # 'a' goes for the first, and 'b' is next
+        w.arrive(name)
+        w.run_for(20.0)
+    assert [effect.reason for effect in w.done(m.Destroy)] == ["memory", "memory"]
+    assert rule.asked.count("c") == times
+
+
+def test_a_new_idle_time_is_asked_about_anew() -> None:
+    rule = Appraiser(math.inf)
+    w = world(mb=3 * 32 + 24, keepalive=rule)
+    for name in "abcde":
+        w.deploy(name)
+    for name in ("a", "b", "c", "d", "b", "c", "e"):
+        w.arrive(name)
+        w.run_for(10.0)
+    assert w.states("b") == w.states("c") == [State.READY]
+    assert w.states("d") == []
+    assert rule.asked.count("b") >= 2

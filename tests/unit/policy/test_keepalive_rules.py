@@ -75,3 +75,17 @@ def test_priority_is_worth_per_byte_then_recency(rule: KeepalivePolicy) -> None:
     unknown = [rule.priority(view(startup_s=0.0, size=0, used=used), now) for used in (SINCE - 9, SINCE, now)]
     assert unknown == sorted(unknown) and len(set(unknown)) == 3
     assert unknown[-1] < rule.priority(view(startup_s=1e-6, size=1 << 34), now)
+
+
+def test_fixed_may_let_the_least_recently_used_go_first() -> None:
+    rule, now = FixedKeepalive(ttl_s=9, evict="lru"), SINCE + 50
+    dear, cheap = view(startup_s=9.0, size=100, used=SINCE), view(startup_s=0.1, size=100, used=SINCE + 1)
+    assert rule.priority(dear, now) < rule.priority(cheap, now)
+    assert FixedKeepalive(ttl_s=9).priority(dear, now) > FixedKeepalive(ttl_s=9).priority(cheap, now)
+    assert rule.on_idle(view(), SINCE) == Keep(9.0)
+
+
+@pytest.mark.parametrize("word", ["LRU", "", 1])
+def test_fixed_refuses_another_order(word: object) -> None:
+    with pytest.raises(BadDefinition, match="evict must be worth or lru"):
+        FixedKeepalive(evict=word)  # type: ignore[arg-type]

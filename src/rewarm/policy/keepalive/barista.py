@@ -138,6 +138,7 @@ class Barista:
 
     __slots__ = ("_demands", "_lang_s", "_slot_s", "_slots")
     name = "barista"
+    worth_holds = math.inf
     watches_runs = True
 
     def __init__(self, slot_s: float = 300.0) -> None:

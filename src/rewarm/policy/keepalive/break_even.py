@@ -8,6 +8,8 @@ alpha weighs a second of start-up against a MB·s of idle memory (RainbowCake, A
 
 from __future__ import annotations
 
+import math
+
 from rewarm.facts.function import LangKey
 from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, LayerView, Prewarm
 from rewarm.policy.keepalive.checks import share
@@ -31,6 +33,7 @@ class BreakEven:
 
     __slots__ = ("_alpha",)
     name = "break_even"
+    worth_holds = math.inf
     watches_arrivals = False
 
     def __init__(self, alpha: float = 0.996) -> None:

@@ -11,6 +11,7 @@ clock is the highest priority that was ever evicted, as it stood when the layer 
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 
 from rewarm.facts.function import LangKey
@@ -27,6 +28,7 @@ class FaasCache:
 
     __slots__ = ("_changed_s", "_clocks", "_freq")
     name = "faascache"
+    worth_holds = math.inf
     watches_ends = True
 
     def __init__(self) -> None:

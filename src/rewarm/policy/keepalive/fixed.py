@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from rewarm.errors import BadDefinition
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import Layer
 from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, LayerView, Prewarm
@@ -23,11 +26,14 @@ class FixedKeepalive:
     """A time to live per layer, in seconds from when it became idle; 0 drops at once.
 
     `user_s` holds instances with their code and weights, `lang_s` interpreters with packages imported, `bare_s` empty
-    sandboxes. `ttl_s` is a word for both `user_s` and `lang_s`; either, given as well, has its own way.
+    sandboxes. `ttl_s` is a word for both `user_s` and `lang_s`; either, given as well, has its own way. When memory is
+    short, `evict` says who goes first: "worth" saves least start-up time per byte, "lru" was not used for longest.
+    Raises BadDefinition.
     """
 
-    __slots__ = ("_keeps", "_ttls_s")
+    __slots__ = ("_by_use", "_keeps", "_ttls_s")
     name = "fixed"
+    worth_holds = math.inf
     watches_arrivals = False
 
     def __init__(
@@ -36,11 +42,15 @@ class FixedKeepalive:
         user_s: float | None = None,
         lang_s: float | None = None,
         bare_s: float = 60.0,
+        evict: str = "worth",
     ) -> None:
         both_s = 600.0 if ttl_s is None else duration_s("ttl_s", ttl_s)
         user_s = both_s if user_s is None else duration_s("user_s", user_s)
         lang_s = both_s if lang_s is None else duration_s("lang_s", lang_s)
         bare_s = duration_s("bare_s", bare_s)
+        if evict not in ("worth", "lru"):
+            raise BadDefinition(f"evict must be worth or lru, not {evict!r}")
+        self._by_use = evict == "lru"
         # Indexed by Layer; an instance with its weights (MODEL) is a User layer to this rule. [0] is never asked for.
         self._ttls_s = (0.0, bare_s, lang_s, user_s, user_s)
         assert len(self._ttls_s) == max(Layer) + 1
@@ -57,4 +67,4 @@ class FixedKeepalive:
         return self._keeps[layer.layer] if abs(left_s - ttl_s) <= _ROUNDING_S else Keep(left_s)
 
     def priority(self, layer: LayerView, now: float) -> float:
-        return worth_per_byte(layer, now)
+        return layer.last_used_s if self._by_use else worth_per_byte(layer, now)

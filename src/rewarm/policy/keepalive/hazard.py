@@ -99,6 +99,7 @@ class Hazard:
 
     __slots__ = ("_lang_s", "_pressure", "_pressure_at_s", "_price", "_tiers")
     name = "hazard"
+    worth_holds = 0.1  # its bins of idle time are wider than that
     watches_ends = True
 
     def __init__(self, price: float = 2e-5) -> None:

@@ -103,6 +103,7 @@ class Histogram:
 
     __slots__ = ("_bins", "_forecast", "_records", "_span_s")
     name = "histogram"
+    worth_holds = math.inf
 
     def __init__(self, span_s: float = 14_400.0, forecast: bool | str = True) -> None:
         self._bins = int(duration_s("span_s", span_s) / _BIN_S)

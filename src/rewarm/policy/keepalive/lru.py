@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rewarm.facts.function import LangKey
 from rewarm.policy.keepalive.base import Keep, KeepaliveDecision, LayerView, Prewarm
 
@@ -13,6 +15,7 @@ class LeastRecentlyUsed:
 
     __slots__ = ()
     name = "lru"
+    worth_holds = math.inf
     watches_arrivals = False
 
     def on_arrival(self, function: str, key: LangKey, now: float) -> Prewarm | None:

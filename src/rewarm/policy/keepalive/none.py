@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rewarm.facts.function import LangKey
 from rewarm.policy.keepalive.base import Drop, KeepaliveDecision, LayerView, Prewarm
 from rewarm.policy.keepalive.fixed import worth_per_byte
@@ -14,6 +16,7 @@ class NoKeepalive:
 
     __slots__ = ()
     name = "none"
+    worth_holds = math.inf
     watches_arrivals = False
 
     def on_arrival(self, function: str, key: LangKey, now: float) -> Prewarm | None:

@@ -39,6 +39,7 @@ class RainbowCake:
         "_sharing", "_user",
     )  # fmt: skip
     name = "rainbowcake"
+    worth_holds = math.inf
 
     def __init__(
         self,
