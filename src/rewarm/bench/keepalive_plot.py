@@ -59,6 +59,7 @@ def _panel(axes: Axes, result: Result, trace: str) -> None:
     axes.set_title(trace)
     axes.set_xlabel("idle memory, GB·h (log)")
     axes.set_ylabel("mean start-up, seconds a call (log)")
+    axes.xaxis.set_minor_formatter("")  # on a short axis their names overlap
     axes.grid(which="both", color="#e6e6e6", linewidth=0.5)
     _name_lines(axes, ends)
 
