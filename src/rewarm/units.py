@@ -11,6 +11,8 @@ import re
 
 from rewarm.errors import BadDefinition
 
+MB = 1 << 20
+
 _DURATION_S = {
     "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0,
 }  # fmt: skip

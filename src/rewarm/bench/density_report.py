@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rewarm.bench import density_arrivals, density_functions
 from rewarm.bench.experiment_density import Result, Row
-from rewarm.bench.report import Verdict, markdown_table
+from rewarm.bench.report import Verdict, markdown_table, write_files
 from rewarm.facts.sandbox import StartKind
 from rewarm.units import human_bytes
 
@@ -94,12 +93,7 @@ def write(result: Result, folder: Path) -> list[Path]:
     """Writes the three files into `folder`, made if need be, and returns their paths."""
     from rewarm.bench.density_plot import density_svg
 
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"density.{kind}" for kind in ("json", "md", "svg")]
-    paths[0].write_text(json.dumps(to_json(result), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    paths[1].write_text(to_markdown(result), encoding="utf-8")
-    paths[2].write_text(density_svg(result), encoding="utf-8")
-    return paths
+    return write_files(folder, "density", to_json(result), to_markdown(result), density_svg(result))
 
 
 def _method(result: Result) -> str:

@@ -30,8 +30,8 @@ from rewarm.bench.local_server import local_server
 from rewarm.errors import SystemFault
 from rewarm.facts.sandbox import StartKind
 from rewarm.policy import registry
+from rewarm.units import MB
 
-MB = 1 << 20
 _PRICE = 2e-5  # hazard's default, start-up seconds per MB·s
 _ALPHA = 0.996  # RainbowCake's
 _BUDGET_BYTES_MIN = 64 * MB  # of a server

@@ -25,9 +25,9 @@ from rewarm.bench.local_server import local_server, start_and_unload
 from rewarm.control.measure import pss_bytes
 from rewarm.errors import SystemFault
 from rewarm.facts.function import LangKey
+from rewarm.units import MB
 from rewarm.worker.node import inspect as node
 
-MB = 1 << 20
 _APART = ("--keepalive", "fixed:user_s=3600,lang_s=0,bare_s=0")
 _KEPT = ("--keepalive", "fixed:user_s=3600,lang_s=3600,bare_s=0")
 _WAIT_S = 60.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from rewarm.bench import keepalive_findings as findings
 from rewarm.bench.experiment_keepalive import Result
 from rewarm.bench.keepalive_sweeps import TRACES
-from rewarm.bench.report import markdown_table
+from rewarm.bench.report import markdown_table, write_files
 from rewarm.units import human_bytes
 
 _METHOD = """\
@@ -64,13 +63,8 @@ def write(result: Result, folder: Path) -> list[Path]:
     """Writes the three files into `folder`, made if need be, and returns their paths."""
     from rewarm.bench.keepalive_plot import keepalive_svg
 
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"keepalive.{kind}" for kind in ("json", "md", "svg")]
-    text = json.dumps(findings.to_json(result), ensure_ascii=False, indent=1)
-    paths[0].write_text(text + "\n", encoding="utf-8")
-    paths[1].write_text(to_markdown(result), encoding="utf-8")
-    paths[2].write_text(keepalive_svg(result), encoding="utf-8")
-    return paths
+    data = findings.to_json(result)
+    return write_files(folder, "keepalive", data, to_markdown(result), keepalive_svg(result), indent=1)
 
 
 def _levels(levels: list[findings.Level]) -> list[str]:

@@ -10,8 +10,8 @@ from rewarm.facts.function import FunctionSpec, LangKey
 from rewarm.facts.sandbox import Layer
 from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, KeepalivePolicy, LayerView, Prewarm
 from rewarm.policy.keepalive.fixed import worth_per_byte
+from rewarm.units import MB
 
-_MB = float(1 << 20)
 _GB_H = float(1 << 30) * 3600.0
 _KEEP, _DROP = Keep(None), Drop()
 
@@ -41,10 +41,10 @@ class Optimum:
         arrivals_s = self._arrivals_s[layer.function]
         after = bisect_right(arrivals_s, now)
         gap_s = arrivals_s[after] - now if after < len(arrivals_s) else math.inf
-        return _KEEP if self._price * layer.resident_bytes / _MB * gap_s < layer.startup_s else _DROP
+        return _KEEP if self._price * layer.resident_bytes / MB * gap_s < layer.startup_s else _DROP
 
     def priority(self, layer: LayerView, now: float) -> float:
-        return worth_per_byte(layer, now)
+        return worth_per_byte(layer)
 
 
 class Watched:

@@ -86,11 +86,17 @@ def write(result: Result, folder: Path) -> list[Path]:
     """Writes the three files into `folder`, made if need be, and returns their paths."""
     from rewarm.bench.plots import batching_svg
 
+    return write_files(folder, "batching", to_json(result), to_markdown(result), batching_svg(result))
+
+
+def write_files(folder: Path, name: str, data: Any, markdown: str, svg: str, *, indent: int = 2) -> list[Path]:
+    """NAME.json, NAME.md and NAME.svg in `folder`, which is made if need be; their paths."""
+    texts = {"json": json.dumps(data, indent=indent, ensure_ascii=False) + "\n", "md": markdown, "svg": svg}
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"batching.{kind}" for kind in ("json", "md", "svg")]
-    paths[0].write_text(json.dumps(to_json(result), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    paths[1].write_text(to_markdown(result), encoding="utf-8")
-    paths[2].write_text(batching_svg(result), encoding="utf-8")
+    paths = []
+    for kind, text in texts.items():
+        paths.append(folder / f"{name}.{kind}")
+        paths[-1].write_text(text, encoding="utf-8")
     return paths
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,10 @@ from rewarm.cli.client import connect
 from rewarm.cli.experiment_density import density
 from rewarm.cli.experiment_starts import starts
 from rewarm.cli.options import json_option
-from rewarm.cli.output import console, emit_json, show_table, wants_progress
+from rewarm.cli.output import emit_json, progress_bar, show_table, show_verdicts
 
 if TYPE_CHECKING:
-    from rewarm.bench.experiment_batching import Progress, Result
+    from rewarm.bench.experiment_batching import Result
 
 
 @click.group("experiment", short_help="Run a published experiment.")
@@ -67,7 +66,7 @@ def batching(quick: bool, out: Path, url: str | None, app: Path | None, as_json:
     require_matplotlib()
     folder = find_example("digits", app)
     on = contextlib.nullcontext(url) if url else local_server()
-    with on as at, connect(at) as api, _bar("requests", as_json) as progress:
+    with on as at, connect(at) as api, progress_bar(as_json, "requests") as progress:
         result = run(api, folder, QUICK if quick else Settings(), progress)
     paths = report.write(result, out)
     if as_json:
@@ -99,33 +98,14 @@ def keepalive(quick: bool, out: Path, jobs: int | None, as_json: bool) -> None:
     from rewarm.bench.plots import require_matplotlib
 
     require_matplotlib()
-    with _bar("runs", as_json) as progress:
+    with progress_bar(as_json, "runs") as progress:
         result = run(quick, progress, jobs)
     paths = keepalive_report.write(result, out)
     if as_json:
         emit_json(keepalive_findings.to_json(result))
         return
-    for verdict in keepalive_findings.verdicts(result):
-        click.echo(f"{'holds ' if verdict.holds else 'FAILS '} {verdict.claim}: {verdict.measured}")
+    show_verdicts(keepalive_findings.verdicts(result))
     click.echo("written: " + ", ".join(str(path) for path in paths))
-
-
-@contextlib.contextmanager
-def _bar(what: str, as_json: bool) -> Iterator[Progress | None]:
-    if not wants_progress(as_json):
-        yield None
-        return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description:<22}"), BarColumn(),
-               TextColumn("{task.completed}/{task.total} " + what), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console(err=True), transient=True) as progress:
-        task = progress.add_task("starting", total=None)
-
-        def show(done: int, total: int, row: str) -> None:
-            progress.update(task, completed=done, total=total, description=row)
-
-        yield show
 
 
 def _show(result: Result) -> None:
@@ -154,5 +134,4 @@ def _show(result: Result) -> None:
     ]  # fmt: skip
     show_table(titles, rows, right=titles[2:])
     click.echo()
-    for verdict in report.verdicts(result):
-        click.echo(f"{'holds ' if verdict.holds else 'FAILS '} {verdict.claim}: {verdict.measured}")
+    show_verdicts(report.verdicts(result))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from rewarm.cli.options import json_option
-from rewarm.cli.output import console, emit_json, show_table, wants_progress
+from rewarm.cli.output import emit_json, progress_bar, show_table, show_verdicts
 
 if TYPE_CHECKING:
-    from rewarm.bench.experiment_density import Progress, Result
+    from rewarm.bench.experiment_density import Result
 
 
 @click.command("density", short_help="Many functions in little memory.")
@@ -44,7 +42,7 @@ def density(quick: bool, out: Path, also: tuple[str, ...], as_json: bool) -> Non
     # What is missing is told before minutes of measuring, not after.
     require_aiohttp()
     require_matplotlib()
-    with _bar(as_json) as progress:
+    with progress_bar(as_json) as progress:
         result = run(dataclasses.replace(QUICK if quick else Settings(), also=also), progress)
     paths = density_report.write(result, out)
     if as_json:
@@ -54,26 +52,12 @@ def density(quick: bool, out: Path, also: tuple[str, ...], as_json: bool) -> Non
     click.echo("written: " + ", ".join(str(path) for path in paths))
 
 
-@contextlib.contextmanager
-def _bar(as_json: bool) -> Iterator[Progress | None]:
-    if not wants_progress(as_json):
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console(err=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
-
-
 def _show(result: Result) -> None:
     from rewarm.bench import density_report
 
     titles = list(density_report.TITLES)
     show_table(titles, [density_report.cells(row) for row in result.rows], right=titles[2:])
     click.echo()
-    for verdict in density_report.verdicts(result):
-        click.echo(f"{'holds ' if verdict.holds else 'FAILS '} {verdict.claim}: {verdict.measured}")
+    show_verdicts(density_report.verdicts(result))
     if result.note:
         click.echo(result.note)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from rewarm.cli.options import json_option
-from rewarm.cli.output import console, emit_json, show_table, wants_progress
+from rewarm.cli.output import emit_json, progress_bar, show_table
 from rewarm.errors import UsageError
 
 if TYPE_CHECKING:
-    from rewarm.bench.experiment_starts import Progress, Result
+    from rewarm.bench.experiment_starts import Result
 
 
 @click.command("starts", short_help="What the layers cost on this machine.")
@@ -39,7 +37,7 @@ def starts(repeat: int, save: Path | None, as_json: bool) -> None:
 
     if save is not None and not save.absolute().parent.is_dir():
         raise UsageError(f"--save {save}: there is no folder {save.absolute().parent}; create it first")
-    with _bar(as_json) as progress:
+    with progress_bar(as_json) as progress:
         result = run(repeat, progress)
     if save is not None:
         save.write_text(to_toml(result), "utf-8")
@@ -49,19 +47,6 @@ def starts(repeat: int, save: Path | None, as_json: bool) -> None:
     _show(result)
     if save is not None:
         click.echo(f"written: {save}")
-
-
-@contextlib.contextmanager
-def _bar(as_json: bool) -> Iterator[Progress | None]:
-    if not wants_progress(as_json):
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console(err=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
 
 
 def _show(result: Result) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from rewarm.bench.report import Verdict
 
 _TABLE_COLUMNS = 200  # a table is not squeezed into a narrow terminal or the 80 columns of a pipe: its lines wrap whole
 
@@ -39,6 +42,27 @@ def show_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: S
     console().print(table)
 
 
+def show_verdicts(verdicts: Iterable[Verdict]) -> None:
+    """A line for each expectation of an experiment."""
+    for verdict in verdicts:
+        click.echo(f"{'holds ' if verdict.holds else 'FAILS '} {verdict.claim}: {verdict.measured}")
+
+
 def wants_progress(as_json: bool) -> bool:
     """A bar only where a person looks: standard error is a terminal and nobody asked for JSON."""
     return not as_json and sys.stderr.isatty()
+
+
+@contextlib.contextmanager
+def progress_bar(as_json: bool, what: str = "") -> Iterator[Callable[[int, int, str], None] | None]:
+    """Takes steps done, steps in all (`what` they are) and what is under way. None where nobody looks."""
+    if not wants_progress(as_json):
+        yield None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<22}"), BarColumn(),
+               TextColumn("{task.completed}/{task.total} " + what), TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=console(err=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda done, total, step: bar.update(task, completed=done, total=total, description=step)

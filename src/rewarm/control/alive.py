@@ -9,8 +9,8 @@ from rewarm.core.meter import Meter
 from rewarm.core.node import Node
 from rewarm.core.tree import Branch, lang_id, tree
 from rewarm.facts.sandbox import Layer
+from rewarm.units import MB
 
-MB = float(1 << 20)
 _LAYERS = (Layer.BARE, Layer.LANG, Layer.USER)
 
 

@@ -7,7 +7,7 @@ every layer.
 
 from __future__ import annotations
 
-from rewarm.core.state import INF, START_TIMEOUT_S_MIN, Bare, Ground, LayerState, Mean
+from rewarm.core.state import START_TIMEOUT_S_MIN, Bare, Ground, LayerState, Mean
 from rewarm.facts.function import LangKey
 from rewarm.facts.messages import Destroy, Effect, RaiseBare
 from rewarm.facts.sandbox import Layer
@@ -80,8 +80,7 @@ class Bares:
     def _ask(self, bare: Bare, now: float, out: list[Effect]) -> None:
         decision = self._ground.keepalive.on_idle(self.view(bare), now)
         if isinstance(decision, Keep):
-            bare.expires_s = INF if decision.for_s is None else now + decision.for_s
-            self._ground.timers.arm(bare, bare.expires_s)
+            self._ground.keep(bare, decision.for_s, now)
         else:
             self.drop(bare, "keepalive", now, out)
 

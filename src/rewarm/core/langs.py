@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rewarm.core.state import INF, START_TIMEOUT_S_MIN, Ground, LangLayer, LayerState, Mean, Sandbox
+from rewarm.core.state import START_TIMEOUT_S_MIN, Ground, LangLayer, LayerState, Mean, Sandbox
 from rewarm.errors import RewarmError
 from rewarm.facts.function import LangKey
 from rewarm.facts.messages import DropLang, Effect, Fork, RaiseLang
@@ -188,8 +188,7 @@ class Langs:
     def _ask(self, lang: LangLayer, now: float, out: list[Effect]) -> None:
         decision = self._ground.keepalive.on_idle(self.view(lang), now)
         if isinstance(decision, Keep):
-            lang.expires_s = INF if decision.for_s is None else now + decision.for_s
-            self._ground.timers.arm(lang, lang.expires_s)
+            self._ground.keep(lang, decision.for_s, now)
         else:
             self.drop(lang, "keepalive", now, out)
 

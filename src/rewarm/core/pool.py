@@ -98,25 +98,24 @@ class Pool:
         """Tell the driver to end it. Its bytes stay on the ledger until it is gone."""
         if sandbox.state in (State.DYING, State.GONE):
             return
+        self._serves_no_more(sandbox)
+        sandbox.move(State.DYING)
+        self.ledger.told_to_end(sandbox.id)
+        out.append(Destroy(sandbox.id, reason))
+
+    def _serves_no_more(self, sandbox: Sandbox) -> None:
         fn = sandbox.function
         if sandbox.state in RISING:
             fn.rising -= 1
         elif sandbox.state is State.READY and sandbox in fn.idle:
             fn.idle.remove(sandbox)
-        sandbox.move(State.DYING)
-        self.ledger.told_to_end(sandbox.id)
-        out.append(Destroy(sandbox.id, reason))
 
     def exited(self, sandbox: Sandbox, now: float, out: list[Effect]) -> None:
         """The driver reports the end."""
-        fn, died_in = sandbox.function, sandbox.state
-        if died_in in RISING:
-            fn.rising -= 1
-        elif died_in is State.READY and sandbox in fn.idle:
-            fn.idle.remove(sandbox)
+        self._serves_no_more(sandbox)
         sandbox.move(State.GONE)
         del self.sandboxes[sandbox.id]
-        del fn.sandboxes[sandbox.id]
+        del sandbox.function.sandboxes[sandbox.id]
         self.ledger.leave(sandbox.id)
         sandbox.timer_at_s = INF  # what it has in the heap is outgrown, and need not stay there till its time
         self.runtimes.let_go(sandbox, now, out)
@@ -152,12 +151,10 @@ class Pool:
 
     def _apply(self, sandbox: Sandbox, decision: KeepaliveDecision, now: float, out: list[Effect]) -> None:
         if isinstance(decision, Keep):
-            sandbox.expires_s = INF if decision.for_s is None else now + decision.for_s
-            self.timers.arm(sandbox, sandbox.expires_s)
+            self.ground.keep(sandbox, decision.for_s, now)
             return
         if sandbox.function.queue and len(sandbox.function.idle) == 1:
-            sandbox.expires_s = now + _HOLD_S  # a batch gathers for it: not idle, whatever the policy thinks
-            self.timers.arm(sandbox, sandbox.expires_s)
+            self.ground.keep(sandbox, _HOLD_S, now)  # a batch gathers for it: not idle, whatever the policy thinks
             return
         if decision.prewarm_after_s is not None:
             self.prewarm(sandbox.function, now + decision.prewarm_after_s)

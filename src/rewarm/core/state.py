@@ -212,6 +212,11 @@ class Ground:
         self.evictions = 0
         self.last_id = 0
 
+    def keep(self, layer: Sandbox | LangLayer | Bare, for_s: float | None, now: float) -> None:
+        """Its window begins: it is woken when that is over, if it ever is."""
+        layer.expires_s = INF if for_s is None else now + for_s
+        self.timers.arm(layer, layer.expires_s)
+
     def new_id(self) -> int:
         self.last_id += 1
         return self.last_id

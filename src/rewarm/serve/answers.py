@@ -34,19 +34,22 @@ _AWS_NAMES = {
 
 
 # Looking these up takes a fraction of formatting a number, twice per request.
-_MS: Final = [b"%d.%03d" % divmod(us, 1000) for us in range(1 << 13)]  # microseconds as milliseconds
-_LENGTH_ENDS: Final = [b"\r\ncontent-length: %d\r\n\r\n" % size for size in range(1 << 12)]
+_MS_MAX: Final = 1 << 13
+_MS: Final = [b"%d.%03d" % divmod(us, 1000) for us in range(_MS_MAX)]  # microseconds as milliseconds
+_LENGTH_END: Final = b"\r\ncontent-length: %d\r\n\r\n"
+_LENGTHS_MAX: Final = 1 << 12
+_LENGTH_ENDS: Final = [_LENGTH_END % size for size in range(_LENGTHS_MAX)]
 
 
 def ms_text(seconds: float) -> bytes:
     """Milliseconds with three decimals."""
     us = int(seconds * 1e6)
-    return _MS[us] if 0 <= us < 1 << 13 else b"%.3f" % (seconds * 1e3)
+    return _MS[us] if 0 <= us < _MS_MAX else b"%.3f" % (seconds * 1e3)
 
 
 def length_end(size: int) -> bytes:
     """What follows the last header but one: a line end, the body's length, the empty line."""
-    return _LENGTH_ENDS[size] if size < 1 << 12 else b"\r\ncontent-length: %d\r\n\r\n" % size
+    return _LENGTH_ENDS[size] if size < _LENGTHS_MAX else _LENGTH_END % size
 
 
 def timing(call: Call, run_us: int, size: int) -> bytes:

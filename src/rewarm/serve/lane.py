@@ -58,11 +58,7 @@ class Lane:
         door = self.door
         now = door.clock()
         revision: Revision | None = door.revisions.get(plan.function)
-        limit_s = plan.timeout_s
-        if revision is None:
-            limit_s = 0.0
-        elif revision.spec.timeout_s < limit_s:
-            limit_s = revision.spec.timeout_s
+        limit_s = min(plan.timeout_s, revision.spec.timeout_s) if revision is not None else 0.0
         call = Call(plan.function, now, now + limit_s, (plan.kind, plan.meta, body), self, False)
         self.active = call
         if revision is None or plan.version:

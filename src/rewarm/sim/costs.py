@@ -32,8 +32,8 @@ import numpy as np
 
 from rewarm.errors import BadDefinition
 from rewarm.facts.function import FunctionSpec, LangKey
+from rewarm.units import MB
 
-MB = 1 << 20
 _FOR_EVER_S = 1e7
 
 

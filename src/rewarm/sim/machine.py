@@ -23,9 +23,10 @@ from rewarm.facts.function import LangKey, Revision
 from rewarm.facts.request import Request
 from rewarm.facts.sandbox import SandboxState, StartKind
 from rewarm.policy.keepalive.base import KeepalivePolicy
-from rewarm.sim.costs import MB, Costs
+from rewarm.sim.costs import Costs
 from rewarm.sim.tally import FunctionTally, Tally
 from rewarm.sim.traces.base import Chunk, Trace
+from rewarm.units import MB
 
 State = SandboxState
 _WARM = StartKind.WARM

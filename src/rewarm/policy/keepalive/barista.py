@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from rewarm.errors import BadDefinition
 from rewarm.facts.function import FunctionSpec, LangKey
 from rewarm.facts.sandbox import Layer
-from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, LayerView, Prewarm
+from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm
 from rewarm.policy.keepalive.checks import duration_s
 from rewarm.policy.keepalive.fixed import worth_per_byte
 
@@ -42,7 +42,6 @@ _NEAR, _AHEAD_MAX = 2, 288  # slots: the running one and the next; how far a nee
 _LATENCIES_MAX = 128
 _SLO_DEFAULT_S = 1.0
 _REQUESTS_MIN = 0.5
-_ROUNDING_S = 1e-6
 _DROP = Drop()
 
 
@@ -127,7 +126,7 @@ class _Demand:
         """Requests that one instance can serve within the objective: floor(SLO / p95), at least 1."""
         ranked = sorted(self.latencies_s)
         p95_s = ranked[math.ceil(0.95 * len(ranked)) - 1] if ranked else 0.0
-        return max(int(self.slo_s / p95_s + _ROUNDING_S), 1) if p95_s > 0 else 1
+        return max(int(self.slo_s / p95_s + ROUNDING_S), 1) if p95_s > 0 else 1
 
 
 class Barista:
@@ -179,11 +178,11 @@ class Barista:
         return _DROP if later is None or layer.others else Drop(self._until_s(demand, later, now))
 
     def priority(self, layer: LayerView, now: float) -> float:
-        return worth_per_byte(layer, now)
+        return worth_per_byte(layer)
 
     def _at(self, function: str, now: float) -> _Demand:
         """The demand with all slots that have ended by `now` counted."""
-        slot = math.floor(now / self._slot_s + _ROUNDING_S)
+        slot = math.floor(now / self._slot_s + ROUNDING_S)
         demand = self._demands.get(function)
         if demand is None:
             demand = self._demands[function] = _Demand(self._slots, slot)
@@ -203,7 +202,7 @@ class Barista:
 
         per_instance = self._slot_s / demand.slo_s * demand.served()
         expected = demand.forecast.ahead(slots)
-        needed = np.where(expected >= _REQUESTS_MIN, np.ceil(expected / per_instance - _ROUNDING_S), 0.0)
+        needed = np.where(expected >= _REQUESTS_MIN, np.ceil(expected / per_instance - ROUNDING_S), 0.0)
         needs: list[int] = needed.astype(int).tolist()
         return needs
 

@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 from rewarm.facts.function import FunctionSpec, LangKey
 from rewarm.facts.sandbox import Layer
 
+ROUNDING_S = 1e-6  # a window that ends this soon has ended: sums of floats on a clock of weeks are no finer
+
 
 class LayerView(NamedTuple):
     """What a policy may know of one idle layer. A tuple: one is made for each question, and for each idle layer when

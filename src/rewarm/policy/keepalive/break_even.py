@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 
 from rewarm.facts.function import LangKey
-from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, LayerView, Prewarm
+from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm
 from rewarm.policy.keepalive.checks import share
 from rewarm.policy.keepalive.fixed import worth_per_byte
+from rewarm.units import MB
 
 UNMEASURED_S = 600.0  # for a layer whose start-up time or size nobody has measured (RainbowCake's published code)
-_MB = float(1 << 20)
-_ROUNDING_S = 1e-6
 _DROP = Drop()
 
 
@@ -25,7 +24,7 @@ def break_even_s(alpha: float, layer: LayerView) -> float:
     """beta of the layer, in seconds; 600 while it is not measured."""
     if layer.startup_s <= 0 or layer.resident_bytes <= 0:
         return UNMEASURED_S
-    return alpha * layer.startup_s / ((1.0 - alpha) * (layer.resident_bytes / _MB))
+    return alpha * layer.startup_s / ((1.0 - alpha) * (layer.resident_bytes / MB))
 
 
 class BreakEven:
@@ -44,7 +43,7 @@ class BreakEven:
 
     def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
         left_s = layer.idle_since_s + break_even_s(self._alpha, layer) - now
-        return Keep(left_s) if left_s > _ROUNDING_S else _DROP
+        return Keep(left_s) if left_s > ROUNDING_S else _DROP
 
     def priority(self, layer: LayerView, now: float) -> float:
-        return worth_per_byte(layer, now)
+        return worth_per_byte(layer)

@@ -17,9 +17,9 @@ from bisect import bisect_right
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import Layer
 from rewarm.policy.keepalive.base import Keep, KeepaliveDecision, LayerView, Prewarm
+from rewarm.units import MB
 
 _KEEP = Keep(None)
-_MB = float(1 << 20)
 _HISTORY_MAX = 4096  # changes of the clock; what was last used before them has the oldest value that is known
 
 
@@ -56,4 +56,4 @@ class FaasCache:
         """The formula above. A layer smaller than 1 MB, or not measured yet, counts as 1 MB."""
         clock = self._clocks[bisect_right(self._changed_s, layer.last_used_s)]
         freq = layer.uses if layer.function is None else self._freq.get(layer.function, 0)
-        return clock + freq * layer.startup_s / max(layer.resident_bytes / _MB, 1.0)
+        return clock + freq * layer.startup_s / max(layer.resident_bytes / MB, 1.0)

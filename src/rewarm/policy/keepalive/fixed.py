@@ -7,19 +7,18 @@ import math
 from rewarm.errors import BadDefinition
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import Layer
-from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, LayerView, Prewarm
+from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm
 from rewarm.policy.keepalive.checks import duration_s
 
 _DROP = Drop()
-_ROUNDING_S = 1e-6  # a window that ends this soon has ended: sums of floats on a clock of weeks are no finer
 _TIE = 1e-18  # s/B; a real difference (1 ms on 100 MB is 1e-11) outweighs it
 
 
-def worth_per_byte(layer: LayerView, now: float) -> float:
+def worth_per_byte(layer: LayerView) -> float:
     """Start-up seconds saved per resident byte, GreedyDual-Size's value without its clock (Cao and Irani, 1997; as
-    FaasCache, ASPLOS'21, uses it). Between equals the more recently used is worth more, by at most 1e-18 s/B."""
-    recency = 1.0 / (1.0 + max(now - layer.last_used_s, 0.0))
-    return layer.startup_s / max(layer.resident_bytes, 1) + _TIE * recency
+    FaasCache, ASPLOS'21, uses it). Between equals the more recently used is worth more, by at most 1e-18 s/B; that does
+    not depend on when it is asked for, so an answer holds for as long as the layer idles."""
+    return layer.startup_s / max(layer.resident_bytes, 1) - _TIE / (1.0 + max(layer.last_used_s, 0.0))
 
 
 class FixedKeepalive:
@@ -62,9 +61,9 @@ class FixedKeepalive:
     def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
         ttl_s = self._ttls_s[layer.layer]
         left_s = layer.idle_since_s + ttl_s - now
-        if left_s <= _ROUNDING_S:
+        if left_s <= ROUNDING_S:
             return _DROP
-        return self._keeps[layer.layer] if abs(left_s - ttl_s) <= _ROUNDING_S else Keep(left_s)
+        return self._keeps[layer.layer] if abs(left_s - ttl_s) <= ROUNDING_S else Keep(left_s)
 
     def priority(self, layer: LayerView, now: float) -> float:
-        return layer.last_used_s if self._by_use else worth_per_byte(layer, now)
+        return layer.last_used_s if self._by_use else worth_per_byte(layer)

@@ -18,11 +18,11 @@ import math
 
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import Layer
-from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, LayerView, Prewarm
+from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm
 from rewarm.policy.keepalive.checks import positive
 from rewarm.policy.keepalive.gaps import EDGES_S, GapHistogram, bin_of, plan, worth_per_s
+from rewarm.units import MB
 
-MB = float(1 << 20)
 _DECAY = 0.998  # of a gap's weight with each that follows: about the last five hundred count
 _PRIOR_WEIGHT = 1.0  # what the gaps of all others weigh, in gaps of its own
 _SEED_WEIGHT = 0.5  # before anybody had a gap: all orders of magnitude alike, gone with the first samples
@@ -34,7 +34,6 @@ _MOVED = 1.1  # or until the price, the start-up time or the size has changed by
 _PRESSURE_STEP, _PRESSURE_MAX, _PRESSURE_FADES_S = 0.05, 7.0, 600.0  # of the price's logarithm
 _OPEN_GAPS_MAX = 64
 _HORIZON_S = 600.0  # makes an index per second comparable with what a start saves per byte
-_ROUNDING_S = 1e-6
 _DROP = Drop()
 
 
@@ -129,10 +128,10 @@ class Hazard:
         gap_s = now - began_s
         if layer.startup_s <= 0 or layer.resident_bytes <= 0:
             left_s = _UNKNOWN_KEEP_S - gap_s
-            return Keep(left_s) if left_s > _ROUNDING_S else _DROP
+            return Keep(left_s) if left_s > ROUNDING_S else _DROP
         self._refresh(tier, book, layer, now)
         for from_s, until_s in book.windows_s:
-            if until_s - gap_s <= _ROUNDING_S:
+            if until_s - gap_s <= ROUNDING_S:
                 continue
             ahead_s = from_s - gap_s - layer.startup_s - self._lang_s.get(layer.key, 0.0)
             if ahead_s <= layer.startup_s:  # to end it and begin again would take longer than the pause lasts

@@ -26,7 +26,7 @@ from itertools import accumulate, pairwise
 from rewarm.errors import BadDefinition
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import Layer
-from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, LayerView, Prewarm
+from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm
 from rewarm.policy.keepalive.checks import duration_s, switch
 from rewarm.policy.keepalive.fixed import worth_per_byte
 
@@ -38,7 +38,6 @@ _CV_MIN = 2.0
 _BEYOND_MAX = 0.5
 _SAMPLES_MIN = 5
 _SERIES_MAX = 32  # idle times that a forecast looks at
-_ROUNDING_S = 1e-6
 _DROP = Drop()
 
 
@@ -79,7 +78,7 @@ class _Record:
         self.series: deque[float] = deque(maxlen=_SERIES_MAX)
 
     def add(self, idle_s: float) -> None:
-        index = int((idle_s + _ROUNDING_S) / _BIN_S)
+        index = int((idle_s + ROUNDING_S) / _BIN_S)
         self.series.append(idle_s)
         if index >= len(self.bins):
             self.beyond += 1
@@ -132,13 +131,13 @@ class Histogram:
             record.idle_since_s = layer.idle_since_s
         idle_s = now - (layer.idle_since_s if layer.uses else record.idle_since_s)
         from_s, until_s = self._window_s(record)
-        if idle_s >= until_s - _ROUNDING_S:
+        if idle_s >= until_s - ROUNDING_S:
             return _DROP
         ahead_s = from_s - idle_s - layer.startup_s  # when to begin raising it, so that it is there in time
-        return Keep(until_s - idle_s) if ahead_s <= _ROUNDING_S else Drop(ahead_s)
+        return Keep(until_s - idle_s) if ahead_s <= ROUNDING_S else Drop(ahead_s)
 
     def priority(self, layer: LayerView, now: float) -> float:
-        return worth_per_byte(layer, now)
+        return worth_per_byte(layer)
 
     def _window_s(self, record: _Record) -> tuple[float, float]:
         """From when until when after a run an instance should be there, in seconds."""

@@ -26,4 +26,4 @@ class NoKeepalive:
         return _DROP
 
     def priority(self, layer: LayerView, now: float) -> float:
-        return worth_per_byte(layer, now)
+        return worth_per_byte(layer)

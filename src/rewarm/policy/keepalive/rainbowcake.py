@@ -22,12 +22,11 @@ from collections import deque
 
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import Layer
-from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, LayerView, Prewarm
+from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm
 from rewarm.policy.keepalive.break_even import break_even_s
 from rewarm.policy.keepalive.checks import duration_s, share, switch, whole
 
 _WINDOW_S = 86_400.0
-_ROUNDING_S = 1e-6
 _DROP = Drop()
 
 
@@ -83,7 +82,7 @@ class RainbowCake:
         if now > layer.idle_since_s or (layer.layer < Layer.USER and not self._layers):
             return _DROP
         ttl_s = self._ttl_s(layer, now)
-        return Keep(ttl_s) if ttl_s > _ROUNDING_S else _DROP
+        return Keep(ttl_s) if ttl_s > ROUNDING_S else _DROP
 
     def priority(self, layer: LayerView, now: float) -> float:
         """Least recently used first, whichever layer it is (published code)."""

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewarm.sim.traces.base import Chunk, Options, Rows, TracedFunction, bad, busiest, rows
+from rewarm.units import MB
 
-MB = 1 << 20
 MINUTE_S = 60.0
 _Ints = NDArray[np.int64]
 
