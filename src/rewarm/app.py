@@ -25,10 +25,12 @@ from rewarm.errors import PortInUse, SystemFault
 from rewarm.facts import messages as m
 from rewarm.obs.logs import LogStore
 from rewarm.policy import registry
+from rewarm.pump import Pump
 from rewarm.sandbox.guard import GuardedDriver
 from rewarm.sandbox.process import ProcessDriver
 from rewarm.serve.door import Door
 from rewarm.serve.protocol import bind
+from rewarm.serve.selector import make_loop
 from rewarm.store.store import Store
 
 log = logging.getLogger("rewarm")
@@ -46,16 +48,18 @@ def serve(config: ServerConfig) -> int:
     sock = _listen(config.host, config.port)
     with contextlib.closing(sock), contextlib.closing(Store.open(config.home)) as store:
         logs = LogStore(config.log_bytes_max, time.time)
-        driver = GuardedDriver(ProcessDriver(store.home.run_dir))
+        pump = Pump()
+        driver = GuardedDriver(ProcessDriver(store.home.run_dir, pump=pump))
         executor = Executor(Node(config.memory_bytes, keepalive), driver, logs)
-        return asyncio.run(_run(config, store, executor, sock))
+        with asyncio.Runner(loop_factory=lambda: make_loop(pump)) as runner:
+            return runner.run(_run(config, store, executor, pump, sock))
 
 
-async def _run(config: ServerConfig, store: Store, executor: Executor, sock: socket.socket) -> int:
+async def _run(config: ServerConfig, store: Store, executor: Executor, pump: Pump, sock: socket.socket) -> int:
     door = Door(config.limits)
     plane = ControlPlane(config, store, executor, rewarm.__version__)
     executor.start(door)
-    door.start(plane)
+    door.start(plane, pump)
     plane.restore()
     settings = uvicorn.Config(
         make_application(plane), http=bind(door), ws="none", lifespan="off", loop="asyncio", log_config=None,

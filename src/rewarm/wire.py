@@ -26,14 +26,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from http import HTTPStatus
-from itertools import accumulate, pairwise
 from typing import Final, NamedTuple
 
 HEAD = struct.Struct("<QBBHII")
 _ITEM = struct.Struct("<BBHI")
 _ANSWER = struct.Struct("<HBBHI")
-HEAD_BYTES = HEAD.size
+HEAD_BYTES: Final = 20  # HEAD.size
 FRAME_BYTES_MAX = 8 << 30
 
 RUN: Final = 1
@@ -120,22 +120,38 @@ def encode_run(items: Sequence[AnyItem], sequence: int, limit_ms: int) -> bytes:
 
 def _uniform(frame_type: int, kind: int, bodies: Sequence[bytes | memoryview], number: int, sequence: int) -> bytes:
     count = len(bodies)
-    lengths = list(map(len, bodies))
-    head = HEAD.pack(HEAD_BYTES + 4 * count + sum(lengths), frame_type, 1 + 2 * kind, count, number, sequence)
-    return b"".join((head, struct.pack(f"<{count}I", *lengths), *bodies))
+    total = HEAD_BYTES + 4 * count
+    lengths: list[int] = []
+    for body in bodies:
+        length = len(body)
+        lengths.append(length)
+        total += length
+    head = HEAD.pack(total, frame_type, 1 + 2 * kind, count, number, sequence)
+    return b"".join([head, _lengths(count).pack(*lengths), *bodies])
 
 
 def uniform_bodies(frame: bytes | memoryview, count: int) -> list[bytes]:
     """The bodies of a frame with the uniform flag. Raises WireError if the lengths do not add up."""
+    return _cut(frame if isinstance(frame, bytes) else bytes(frame), count)  # one copy, then slices are the bodies
+
+
+def _cut(frame: bytes, count: int) -> list[bytes]:
     at = HEAD_BYTES + 4 * count
     if at > len(frame):
         raise WireError(f"a frame of {len(frame)} bytes promises {count} bodies")
-    if not isinstance(frame, bytes):
-        frame = bytes(frame)  # one copy, after which slices are the bodies
-    ends = list(accumulate(struct.unpack_from(f"<{count}I", frame, HEAD_BYTES), initial=at))
-    if ends[-1] != len(frame):
-        raise WireError(f"a frame of {len(frame)} bytes describes {ends[-1]}")
-    return [frame[start:end] for start, end in pairwise(ends)]
+    bodies: list[bytes] = []
+    for length in _lengths(count).unpack_from(frame, HEAD_BYTES):
+        end: int = at + length
+        bodies.append(frame[at:end])
+        at = end
+    if at != len(frame):
+        raise WireError(f"a frame of {len(frame)} bytes describes {at}")
+    return bodies
+
+
+@lru_cache(maxsize=256)
+def _lengths(count: int) -> struct.Struct:
+    return struct.Struct(f"<{count}I")
 
 
 def decode_run(frame: memoryview, count: int, flag: int = 0) -> list[Item]:

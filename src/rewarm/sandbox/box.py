@@ -18,6 +18,7 @@ from rewarm import wire
 from rewarm.errors import RewarmError
 from rewarm.facts.function import FunctionSpec
 from rewarm.facts.request import Request
+from rewarm.pump import Pump, Source
 from rewarm.store.disk import Disk
 
 _READ_BYTES = 1 << 16  # a larger buffer is allocated with mmap, each time
@@ -34,12 +35,12 @@ def remove_scratch(path: Path) -> None:
         Disk().remove_tree(path)
 
 
-class Box:
+class Box(Source):
     """Everything the server holds for one sandbox. Closed exactly once, by `release`."""
 
     spec: FunctionSpec  # whose it is; set by Fork, before anything runs in it
 
-    def __init__(self, sandbox_id: int, scratch: Path, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, sandbox_id: int, scratch: Path, loop: asyncio.AbstractEventLoop, pump: Pump) -> None:
         self.id = sandbox_id
         self.scratch = scratch
         self.pid: int | None = None
@@ -54,6 +55,7 @@ class Box:
         self.eof = False
         self.released = False
         self._loop = loop
+        self._pump = pump
         self._reader = wire.Reader()
         self._unsent: deque[memoryview] = deque()
         self._log_read = 0
@@ -82,7 +84,7 @@ class Box:
         """The far ends now belong to a process: close ours of them and begin to listen."""
         self._on_frames, self._on_end, self._on_log = on_frames, on_end, on_log
         self.close_far()
-        self._loop.add_reader(self.channel.fileno(), self._readable)
+        self._pump.add(self.channel.fileno(), self)
         self._loop.add_reader(self.log_fd, self._log_readable)
         self._log_open = True
 
@@ -99,7 +101,7 @@ class Box:
             os.close(self.far_log_fd)
             self.far_log_fd = -1
 
-    def _readable(self) -> None:
+    def readable(self) -> None:
         try:
             chunk = self.channel.recv(_READ_BYTES)
         except (BlockingIOError, InterruptedError):
@@ -121,7 +123,7 @@ class Box:
         if self.eof:
             return
         self.eof = True
-        self._loop.remove_reader(self.channel.fileno())
+        self._pump.remove(self.channel.fileno(), self)
         if self.status is None and self.pid is not None:
             # It closed its socket and lives on: not for long.
             self._loop.call_later(_EOF_GRACE_S, self.stop, "it closed its connection to the server and lived on")
@@ -145,7 +147,7 @@ class Box:
             return False
         except OSError:
             waiting = b""
-        self._readable()
+        self.readable()
         return bool(waiting)
 
     def _hang_up_late(self) -> None:
@@ -240,7 +242,7 @@ class Box:
             self._close_log()
         self.close_far()
         if self.channel.fileno() >= 0:
-            self._loop.remove_reader(self.channel.fileno())
+            self._pump.remove(self.channel.fileno(), self)
             self._loop.remove_writer(self.channel.fileno())
             self.channel.close()
         os.close(self.log_fd)

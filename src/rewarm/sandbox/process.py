@@ -24,6 +24,7 @@ from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import SandboxState
 from rewarm.kernel import PACKET_BYTES_MAX, SINGLE_THREADED_ENV
+from rewarm.pump import Pump
 from rewarm.sandbox.box import Box, remove_scratch
 from rewarm.sandbox.nodejs import Runtimes
 from rewarm.sandbox.port import Node, Sink
@@ -49,11 +50,15 @@ class _Zygote:
 
 
 class ProcessDriver:
+    """See the module. `pump` reads the sandboxes' sockets; without one the driver has its own."""
+
     name = "process"
 
-    def __init__(self, run_dir: Path, clock: Clock = system_clock) -> None:
+    def __init__(self, run_dir: Path, clock: Clock = system_clock, pump: Pump | None = None) -> None:
         self._run_dir = run_dir
         self._clock = clock
+        self._own_pump = pump is None
+        self._pump = Pump() if pump is None else pump
         self._boxes: dict[int, Box] = {}
         self._zygotes: dict[LangKey, _Zygote] = {}
         self._closing: asyncio.Event | None = None
@@ -65,6 +70,8 @@ class ProcessDriver:
     def attach(self, sink: Sink) -> None:
         self._sink = sink
         self._loop = asyncio.get_running_loop()
+        if self._own_pump:
+            self._pump.watched_by(self._loop)
         self._reaper = Reaper(self._loop)
         self._runtimes = Runtimes(self._loop, self._reaper, sink, self._clock, self._signal_closed)
         self._session = os.getsid(0)
@@ -89,7 +96,7 @@ class ProcessDriver:
     def _raise_bare(self, effect: m.RaiseBare) -> None:
         since_s = self._clock()
         try:
-            box = Box(effect.sandbox_id, self._run_dir / f"sandbox-{effect.sandbox_id}", self._loop)
+            box = Box(effect.sandbox_id, self._run_dir / f"sandbox-{effect.sandbox_id}", self._loop, self._pump)
         except OSError as error:
             text = f"no directory or socket for a sandbox: {error}; is the disk full, or the limit of open files low?"
             self._sink.post(m.Exited(effect.sandbox_id, SandboxFailed(text)))
@@ -353,6 +360,8 @@ class ProcessDriver:
             pass  # parent-death signals end the rest with us
         self._reaper.sweep(self._session)
         self._reaper.close()
+        if self._own_pump:
+            self._pump.close()
         await self._loop.run_in_executor(None, self._clear)
 
     def _clear(self) -> None:

@@ -19,11 +19,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rewarm import wire
 from rewarm.errors import BadRequest, RequestTimeout, RewarmError
+from rewarm.pump import PumpedReading
 from rewarm.serve import answers
 from rewarm.serve.call import Call
 from rewarm.serve.door import Door
 from rewarm.serve.lane import BODY, HEAD, IDLE, INF, WAIT, Lane
-from rewarm.serve.pump import PumpedReading
 from rewarm.serve.router import Target
 
 _PIPELINE_MAX = 16

@@ -15,12 +15,12 @@ from rewarm.facts.request import Request
 from rewarm.facts.sandbox import StartKind
 from rewarm.obs.logs import LogStore
 from rewarm.obs.stats import FunctionStats
+from rewarm.pump import Pump
 from rewarm.serve import answers
 from rewarm.serve.answers import length_end, ms_text
 from rewarm.serve.call import Call
 from rewarm.serve.lane import Lane
 from rewarm.serve.plan import Plan
-from rewarm.serve.pump import Pump
 from rewarm.serve.router import Router
 
 _SWEEP_S = 0.5
@@ -63,12 +63,12 @@ class Door:
         self.backend: Backend = None  # type: ignore[assignment]  # set by `start`, before any connection
         self.pump: Pump = None  # type: ignore[assignment]  # likewise
 
-    def start(self, backend: Backend) -> None:
+    def start(self, backend: Backend, pump: Pump) -> None:
         self.backend = backend
         self.submit = backend.submit
         self.revisions = backend.revisions
         self._loop = asyncio.get_running_loop()
-        self.pump = Pump(self._loop)
+        self.pump = pump
         self._sweep()
 
     def _sweep(self) -> None:
@@ -103,6 +103,7 @@ class Door:
         taken: list[float] = []
         waited: list[float] = []
         usual = met = 0
+        ready: list[tuple[Lane, Call, bytes]] = []  # written in one go: a caller that reads wakes once, not each time
         slo_s = stats.slo_s or 0.0
         for call, reply in zip(cast("list[Call]", requests), replies, strict=True):
             arrived_s = call.arrived_s
@@ -118,7 +119,7 @@ class Door:
                 usual += 1
                 if lane is not None and call.plain:
                     body = reply[4]
-                    lane.finish(call, b"".join((forms[form], ms_text(waited_s), length_end(len(body)), body)))
+                    ready.append((lane, call, b"".join([forms[form], ms_text(waited_s), length_end(len(body)), body])))
                     continue
             else:
                 stats.codes[status] += 1
@@ -127,7 +128,9 @@ class Door:
                     stats.errors += 1
             if lane is not None:
                 extra = common if not call.log_tail else common + self._tail(call, requests, run_us)
-                lane.finish(call, answers.render(call, reply, run_us, size, extra))
+                ready.append((lane, call, answers.render(call, reply, run_us, size, extra)))
+        for lane, call, answer in ready:
+            lane.finish(call, answer)
         stats.took(taken, waited)
         stats.requests += size
         stats.codes[200] += usual

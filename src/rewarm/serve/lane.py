@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from rewarm.errors import RewarmError
 from rewarm.facts.function import Revision
+from rewarm.pump import Source
 from rewarm.serve import answers, invocation
 from rewarm.serve.call import Call
 from rewarm.serve.plan import Plan
@@ -24,12 +25,13 @@ HEAD: Final = 1
 BODY: Final = 2
 WAIT: Final = 3
 INF: Final = float("inf")
+_READ_BYTES: Final = 1 << 16  # a larger buffer is allocated with mmap, each time
 
 
-class Lane:
+class Lane(Source):
     """What one connection needs for the usual request. `active` is the call whose answer is due."""
 
-    __slots__ = ("active", "deadline_s", "door", "fd", "phase", "protocol", "special")
+    __slots__ = ("active", "deadline_s", "door", "fd", "head", "phase", "plan", "protocol", "special")
 
     def __init__(self, door: Door, fd: int, protocol: Connection) -> None:
         self.door = door
@@ -37,15 +39,34 @@ class Lane:
         self.protocol = protocol
         self.phase: int = IDLE
         self.active: Call | None = None
+        self.head = b""  # of the last request that went the short way, and what it means: mostly, the next is the same
+        self.plan: Plan | None = None
         # Anything but one request, one answer, an empty buffer; the protocol's `_rest` takes it back.
         self.special = False
         self.deadline_s: float = door.coarse_s + door.limits.header_timeout_s
 
-    def received(self, data: bytes) -> None:
-        """Bytes came in. What is not a request with a head seen before goes to the protocol."""
+    def readable(self) -> None:
+        """Read once. What is not a request with a head seen before goes to the protocol."""
+        try:
+            data = os.read(self.fd, _READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.door.pump.remove(self.fd, self)
+            self.protocol.transport.close()
+            return
         if self.phase == IDLE and not self.special:
-            head_bytes = data.find(b"\r\n\r\n") + 4
-            plan = self.door.plans.get(data[:head_bytes])
+            plan = self.plan
+            if plan is not None and data.startswith(self.head):
+                head_bytes = len(self.head)
+            else:
+                head_bytes = data.find(b"\r\n\r\n") + 4
+                head = data[:head_bytes]
+                plan = self.door.plans.get(head)
+                if plan is not None:
+                    self.head, self.plan = head, plan
             if plan is not None and len(data) == head_bytes + plan.body_bytes:
                 self.phase = WAIT
                 self.deadline_s = INF

@@ -29,6 +29,7 @@ _BUFFER_DTYPE = {"d": np.dtype("f8"), "i": np.dtype("i8"), "u": np.dtype("u8")}
 #: What outputs usually are, told without spelling the dtype's name, which is slow.
 _CARRIED = frozenset({*(np.dtype(name).type for name in DTYPES), np.str_, np.bytes_})
 
+_OPENING, _CLOSING = b"[]"
 _JOINT_SIZE_MAX = 64  # above this, counting commas costs more than parsing together saves
 
 
@@ -313,12 +314,12 @@ def joint_text(bodies: list[bytes], size: int) -> bytes | None:
     """
     commas = size - 1
     for body in bodies:
-        if (
-            body[:1] != b"[" or body[-1:] != b"]" or body.count(b",") != commas
-            or body.count(b"[") != 1 or body.count(b"]") != 1
-        ):  # fmt: skip
+        if not body or body[0] != _OPENING or body[-1] != _CLOSING or body.count(b",") != commas:
             return None
-    return b"[%s]" % b",".join(bodies)
+    text = b",".join(bodies)
+    if text.count(b"[") != len(bodies) or text.count(b"]") != len(bodies):
+        return None  # each has one of either, and no more
+    return b"[%s]" % text
 
 
 def _plain(array: Array) -> Array:
@@ -334,7 +335,7 @@ def _all_plain(outputs: dict[str, Array]) -> dict[str, Array]:
 
 def _split(text: bytes, ndim: int) -> list[bytes]:
     """The rows of `[[1,2],[3,4]]` or of `[1,2]`: numbers only, so what separates rows is nowhere else."""
-    return [b"[%s]" % row for row in text[2:-2].split(b"],[")] if ndim == 2 else text[1:-1].split(b",")
+    return text[1:-1].replace(b"],[", b"]\n[").split(b"\n") if ndim == 2 else text[1:-1].split(b",")
 
 
 def _jsonable(value: Any) -> Any:
