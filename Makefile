@@ -6,6 +6,10 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Arguments for pytest and for the benchmarks: make test ARGS="-k batching", make bench ARGS=--quick
 ARGS   ?=
+# Processes that tests run in, a file of tests at a time. In files' order: the long ones come first, in e2e.
+# ARGS="-n 0" for one process, as a debugger needs it.
+TEST_JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 # Servers to compare with; each gets an environment of its own: make bench-deps PEERS="mosec litserve"
 PEERS  ?= mosec
 
@@ -34,8 +38,10 @@ demo: $(STAMP_DEMO) ## classify real digits: from zero, in batches, back to zero
 
 test: check test-interpreted test-compiled ## check, then every test, then the servers again with the hot path compiled
 
+# Compiled to bytecode first: hundreds of processes import it, also where PYTHONDONTWRITEBYTECODE is set.
 test-interpreted: $(STAMP_DEV)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m compileall -q src
+	@$(PYTEST) $(ARGS)
 
 # COMPILE_UNTIL: a moment (seconds since the epoch) after which a machine with a time limit does without.
 test-compiled: $(STAMP_DEV)
@@ -43,7 +49,7 @@ test-compiled: $(STAMP_DEV)
 		echo "test-compiled: skipped, too little time is left"; \
 	elif $(CAN_COMPILE); then \
 		$(MAKE) --no-print-directory compiled && \
-		PYTHONPATH=$(COMPILED) $(BIN)/python -m pytest -q -o pythonpath= $(COMPILED_TESTS) $(ARGS); \
+		PYTHONPATH=$(COMPILED) $(PYTEST) -q -o pythonpath= $(COMPILED_TESTS) $(ARGS); \
 	else echo "test-compiled: skipped, there is no C compiler or no Python.h (make system-deps)"; fi
 
 compiled: $(STAMP_COMPILED) ## the package with its hot path compiled, in build/compiled (needs a C compiler)

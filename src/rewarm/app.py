@@ -7,6 +7,7 @@ import contextlib
 import errno
 import gc
 import logging
+import os
 import signal
 import socket
 import time
@@ -27,6 +28,7 @@ from rewarm.obs.logs import LogStore
 from rewarm.policy import registry
 from rewarm.pump import Pump
 from rewarm.sandbox.guard import GuardedDriver
+from rewarm.sandbox.isolation import wanted
 from rewarm.sandbox.process import ProcessDriver
 from rewarm.serve.door import Door
 from rewarm.serve.protocol import bind
@@ -45,11 +47,12 @@ def serve(config: ServerConfig) -> int:
     Raises HomeLocked, HomeTooNew, PortInUse, BadDefinition or SystemFault before it has begun to serve.
     """
     keepalive = registry.keepalive(registry.parse(config.keepalive))
+    isolation = wanted(os.environ)
     sock = _listen(config.host, config.port)
     with contextlib.closing(sock), contextlib.closing(Store.open(config.home)) as store:
         logs = LogStore(config.log_bytes_max, time.time)
         pump = Pump()
-        driver = GuardedDriver(ProcessDriver(store.home.run_dir, pump=pump))
+        driver = GuardedDriver(ProcessDriver(store.home.run_dir, pump=pump, isolation=isolation))
         executor = Executor(Node(config.memory_bytes, keepalive), driver, logs)
         with asyncio.Runner(loop_factory=lambda: make_loop(pump)) as runner:
             return runner.run(_run(config, store, executor, pump, sock))

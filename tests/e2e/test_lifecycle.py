@@ -326,14 +326,14 @@ def test_rm(server: Any, until: Any) -> None:
     server.deploy(SLOW, handler="app.handler", name="short-lived", max_instances=1)
     server.warm("short-lived")
     with ThreadPoolExecutor(3) as pool:
-        running = pool.submit(server.invoke, "short-lived", {"s": 0.5})
+        running = pool.submit(server.invoke, "short-lived", {"s": 2.0})
         until(lambda: server.instances("short-lived", "busy"), "it runs")
         waiting = pool.submit(server.invoke, "short-lived", {"s": 0})
         until(lambda: server.function("short-lived")["queued"] == 1, "one waits")
         pid = pids(server, "short-lived")[0]
         assert server.cli("rm", "short-lived", "--json").json() == {"name": "short-lived", "removed": True}
         waiting.result().refused(404, "not_found")
-        assert running.result().json() == {"s": 0.5}  # what runs may finish
+        assert running.result().json() == {"s": 2.0}  # what runs may finish
     until(lambda: not alive(pid), "its instance is gone")
     server.invoke("short-lived").refused(404, "not_found")
     assert "short-lived" not in server.cli("ls").out

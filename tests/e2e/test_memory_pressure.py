@@ -12,7 +12,7 @@ import pytest
 
 from rewarm.control.measure import pss_bytes
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.alone]
 
 MB = 1 << 20
 BUDGET_MB = 300

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,15 +21,14 @@ from rewarm.facts.request import Request
 from rewarm.obs.logs import LogStore
 from rewarm.policy import registry
 from rewarm.sandbox.guard import GuardedDriver
-from rewarm.sandbox.port import Node as PortNode
-from rewarm.sandbox.port import SandboxDriver, Sink
 from rewarm.sandbox.process import ProcessDriver
 from rewarm.sim.costs import MB, Costs, Draw, LangCosts, UserCosts
 from rewarm.sim.machine import Machine
 from rewarm.sim.traces.base import Options
 from rewarm.sim.traces.catalogue import open_trace
+from rewarm.testing import Listening
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.alone]
 
 BUDGET_BYTES = 1 << 40
 SEED = 1
@@ -69,31 +67,6 @@ class Decisions:
                 self._owners[effect.sandbox_id] = effect.spec.name
             why = f" {effect.reason}" if isinstance(effect, m.Destroy) else ""
             self.words.append(f"{kind} {effect.sandbox_id} {self._owners.get(effect.sandbox_id, 'nobody')}{why}")
-
-
-class Listening:
-    """A driver that has its effects noted."""
-
-    def __init__(self, driver: SandboxDriver, note: Callable[[m.Effect], None]) -> None:
-        self.name = driver.name
-        self._driver = driver
-        self._note = note
-
-    def attach(self, sink: Sink) -> None:
-        self._driver.attach(sink)
-
-    def carry_out(self, effect: m.Effect) -> None:
-        self._note(effect)
-        self._driver.carry_out(effect)
-
-    def pids(self) -> dict[PortNode, int]:
-        return self._driver.pids()
-
-    def drain_log(self, sandbox_id: int) -> None:
-        self._driver.drain_log(sandbox_id)
-
-    async def close(self) -> None:
-        await self._driver.close()
 
 
 class Callers:

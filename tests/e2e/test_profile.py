@@ -121,6 +121,8 @@ def test_measuring_does_not_disturb_callers_and_can_be_taken_over(server: Any) -
         # Somebody began before and went away: his twin is replaced.
         began = server.call("POST", "/api/v1/functions/beside/profile/twin", '{"max_size": 2}')
         assert began.status == 201 and began.json()["twin"] == "beside.profiling"
+        server.warm("beside.profiling")  # `ps` tells whose memory it is, `ls` what is deployed
+        assert not [f for f in server.get("/api/v1/functions")["functions"] if f["name"] == "beside.profiling"]
         ran = server.cli("profile", "beside", "--sizes", "1,2", "--repeat", "2")
     finally:
         stop.set()

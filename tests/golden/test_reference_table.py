@@ -6,6 +6,8 @@ The figures were made by an independent program that looks at gaps between activ
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from rewarm.policy import registry
@@ -32,6 +34,7 @@ REFERENCE = {
 }
 
 
+@functools.cache
 def by_the_minute(policy: str) -> Report:
     settings = Settings("azure-2019", Options(whole_minutes=True), USER_ONLY, max_instances=1)
     return simulate(settings, registry.parse(policy))

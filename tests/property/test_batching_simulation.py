@@ -155,7 +155,7 @@ def test_slo_cost_meets_the_objective_with_fewer_calls(load: str, seed: int) -> 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10_000), st.floats(0.001, 0.03), st.floats(0.0, 0.003))
 def test_slo_cost_is_cheap_and_punctual_for_any_function_that_fits(seed: int, a: float, c: float) -> None:
-    """Two groups at once on a function nobody has timed yet can cost a few requests their objective; after that, none."""
+    """Two groups at once on a function that nobody has timed may cost a few requests their objective; later, none."""
     arrivals = bursty(12.0, 400, seed)
     outcome = simulate(policy("slo", mode="cost"), arrivals, linear(a, c))
     late = [i for i, latency in enumerate(outcome.latencies_s) if latency > SLO_S]

@@ -185,12 +185,14 @@ def _manifest(
     return {"file": file, "select": select, "handler": handler, "name": name, "overrides": dict(overrides)}
 
 
-def find_example(name: str, given: Path | None = None) -> Path:
-    """The folder `examples/NAME`: the one given, one under the working directory, or that of a source checkout."""
+def find_example(name: str, given: Path | None = None, option: str | None = None) -> Path:
+    """The folder `examples/NAME`: the one given, one under the working directory, or that of a source checkout.
+
+    Raises SystemFault; `option` is what it tells the caller to name another folder with.
+    """
     tried = [given] if given else [Path("examples", name), Path(__file__).parents[3] / "examples" / name]
     for path in tried:
         if path.is_dir():
             return path
-    raise SystemFault(
-        f"cannot find the example {name}: run this in a checkout of rewarm, or name its folder with --app"
-    )
+    remedy = f", or name its folder with {option}" if option else ""
+    raise SystemFault(f"cannot find the example {name}: run this in a checkout of rewarm{remedy}")

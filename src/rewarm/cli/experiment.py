@@ -64,7 +64,7 @@ def batching(quick: bool, out: Path, url: str | None, app: Path | None, as_json:
     # What is missing is told before minutes of measuring, not after.
     require_aiohttp()
     require_matplotlib()
-    folder = find_example("digits", app)
+    folder = find_example("digits", app, "--app")
     on = contextlib.nullcontext(url) if url else local_server()
     with on as at, connect(at) as api, progress_bar(as_json, "requests") as progress:
         result = run(api, folder, QUICK if quick else Settings(), progress)

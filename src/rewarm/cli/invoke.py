@@ -13,6 +13,7 @@ from rewarm.cli.client import connect
 from rewarm.cli.options import body_options, duration, json_option, url_option
 from rewarm.cli.output import emit_json
 from rewarm.cli.payload import body_of
+from rewarm.errors import FunctionError
 
 if TYPE_CHECKING:
     from rewarm.bench.api import Answer
@@ -45,7 +46,11 @@ def command(
     body = body_of(**source)
     with connect(url) as api:
         for _ in range(count):
-            answer = api.invoke(name, body.content, body.content_type, timeout)
+            try:
+                answer = api.invoke(name, body.content, body.content_type, timeout)
+            except FunctionError as error:
+                error.add_note(f"rewarm logs {name} shows what it printed")
+                raise
             if as_json:
                 emit_json(_described(answer), compact=True)
             else:

@@ -34,13 +34,10 @@ COMMANDS = {
     "sim": "sim",
     "doctor": "doctor",
 }
-#: What to do where the message itself does not say it.
+#: What to do where the message itself does not say it. A command that knows more adds it as a note to the error.
 _HINTS = {
     "queue_full": "the queue is full; send less, or deploy with more --max-instances",
     "over_memory_budget": "rewarm ps shows what holds memory; rewarm serve --memory sets the budget",
-    "start_failed": "rewarm logs NAME shows what it printed while starting",
-    "function_error": "rewarm logs NAME shows what it printed",
-    "instance_died": "rewarm logs NAME shows what it printed before it ended",
     "function_timeout": "deploy with a longer --timeout if it needs the time",
     "out_of_memory": "deploy with more --memory",
 }
@@ -95,7 +92,7 @@ def _report(error: BaseException, as_json: bool) -> int:
 def _known(error: BaseException) -> tuple[RewarmError, str | None]:
     """Any error as one of ours, with what to do about it."""
     if isinstance(error, RewarmError):
-        hint = _HINTS.get(error.code)
+        hint = _HINTS.get(error.code, next(iter(getattr(error, "__notes__", ())), None))
         if hint is None and error.retry_after_s is not None:
             hint = f"try again in {error.retry_after_s:g} s"
         return error, hint

@@ -15,31 +15,38 @@ if TYPE_CHECKING:
 
     from rewarm.bench.report import Verdict
 
-_TABLE_COLUMNS = 200  # a table is not squeezed into a narrow terminal or the 80 columns of a pipe: its lines wrap whole
+#: A table is not squeezed into a narrow terminal or the 80 columns of a pipe: its lines wrap whole.
+TABLE_COLUMNS = 200
 
 
 def emit_json(value: Any, *, compact: bool = False) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=None if compact else 2))
 
 
-def console(*, err: bool = False) -> Console:
+def console(*, err: bool = False, columns: int = TABLE_COLUMNS) -> Console:
     from rich.console import Console
 
-    return Console(file=sys.stderr if err else sys.stdout, width=None if err else _TABLE_COLUMNS, highlight=False)
+    return Console(file=sys.stderr if err else sys.stdout, width=None if err else columns, highlight=False)
 
 
-def show_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """`right`: the titles of columns that hold figures."""
+def show_table(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), columns: int = TABLE_COLUMNS
+) -> None:
+    """`right`: the titles of columns that hold figures. Words are wrapped to fit into `columns`, figures never."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=any(titles))
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=any(titles),
+        collapse_padding=columns < TABLE_COLUMNS,  # where room is scarce, two spaces between columns instead of three
+    )  # fmt: skip
     for title in titles:
-        table.add_column(title, justify="right" if title in right else "left", overflow="fold")
+        figures = title in right
+        table.add_column(title, justify="right" if figures else "left", overflow="fold", no_wrap=figures)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: what users named is never read as markup
-    console().print(table)
+    console(columns=columns).print(table)
 
 
 def show_verdicts(verdicts: Iterable[Verdict]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from rewarm.bench import machine
 from rewarm.core import node
 from rewarm.errors import SystemFault
+from rewarm.sandbox import cgroup, isolation
 from rewarm.units import human_bytes
 from rewarm.worker.node.inspect import INSTALL, version
 
@@ -73,6 +74,7 @@ def all_checks(home: Path) -> list[Check]:
         _file("psi", "pressure (PSI)", Path("/proc/pressure/memory"), "tells memory pressure before it hurts"),
         _file("pss", "shared memory (PSS)", Path("/proc/self/smaps_rollup"), "the memory ledger measures with it"),
         _cgroup(),
+        _namespaces(),
         _kvm(),
         _nofile(),
         *(_package(name, what) for name, what in _PACKAGES),
@@ -126,7 +128,7 @@ def _kernel() -> list[Check]:
 
     return [
         check("pdeathsig", "fork, parent-death signal", "no instance outlives the server"),
-        check("userns", "user namespaces", "isolation without root; not used by the process driver"),
+        check("userns", "user namespaces", "namespaces without root go by way of them"),
         check("uffd", "userfaultfd", "snapshots that wake lazily; not used yet"),
     ]
 
@@ -156,25 +158,25 @@ def _file(key: str, name: str, path: Path, note: str) -> Check:
 
 
 def _cgroup() -> Check:
-    """Where this process's own cgroup is and whether groups can be made in it."""
-    note = "limits per instance; not used by the process driver"
-    root = Path("/sys/fs/cgroup")
+    """Whether a server that is started like this process can make memory cgroups."""
     try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        place = cgroup.find()
     except OSError as error:
-        return Check("cgroup", "cgroups", False, error.strerror or "none", note)
-    paths = {fields[1]: fields[2] for line in lines if len(fields := line.split(":", 2)) == 3}
-    if (root / "cgroup.controllers").exists():
-        version, folder = "v2", root / paths.get("", "/").lstrip("/")
-    elif (root / "memory").is_dir():
-        version, folder = "v1", root / "memory" / paths.get("memory", "/").lstrip("/")
-    else:
-        return Check("cgroup", "cgroups", False, "not mounted", note)
-    # In a container the path is the host's; what is mounted is then the group itself.
-    folder = folder if folder.is_dir() else (root if version == "v2" else root / "memory")
-    # access() alone calls a read-only mount writable for root only if it is; both are asked.
-    writable = os.access(folder, os.W_OK) and not os.statvfs(folder).f_flag & os.ST_RDONLY
-    return Check("cgroup", "cgroups", writable, f"{version}, {'writable' if writable else 'read-only'}", note)
+        note = f"{error}; without them only private memory is limited, per process"
+        return Check("cgroup", "memory cgroups", None, "none", note)
+    note = f"limit an instance with all that it starts; in {place.folder}"
+    return Check("cgroup", "memory cgroups", True, f"v{place.files.version}, writable", note)
+
+
+def _namespaces() -> Check:
+    """What an instance does not share with the rest of the machine."""
+    found = isolation.probe()
+    if found.mode == isolation.NONE:
+        note = f"{found.refused or 'no reason given'}; instances share all of them with the server"
+        return Check("namespaces", "namespaces", None, "none", note)
+    how = "as root" if found.mode == isolation.ROOT else "in a user namespace"
+    note = f"its code is not read-only: {found.refused}" if found.refused else "its code is read-only for an instance"
+    return Check("namespaces", "namespaces", not found.refused, f"ipc, uts, mount, {how}", note)
 
 
 def _kvm() -> Check:

@@ -14,7 +14,7 @@ from rewarm.cli.client import connect
 from rewarm.cli.options import body_options, json_option, url_option
 from rewarm.cli.output import console, emit_json, show_table, wants_progress
 from rewarm.cli.payload import body_of
-from rewarm.errors import UsageError
+from rewarm.errors import FunctionError, UsageError
 
 if TYPE_CHECKING:
     from rewarm.bench.api import Api
@@ -95,7 +95,11 @@ def _measure(api: Api, name: str, settings: Settings, as_json: bool) -> None:
 
     require_aiohttp()
     with _bar(as_json) as progress:
-        measured = measure(api, name, settings, progress)
+        try:
+            measured = measure(api, name, settings, progress)
+        except FunctionError as error:  # the log of the instance that it was measured on is gone with it
+            error.add_note(f"call it with rewarm invoke {name}, then rewarm logs {name} shows what it printed")
+            raise
     kept = api.put_profile(name, {"digest": measured.digest, **measured.to_profile().to_json()})
     if as_json:
         emit_json({**kept, "rows": [asdict(row) for row in measured.rows]})

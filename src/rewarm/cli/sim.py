@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +12,15 @@ from typing import TYPE_CHECKING
 import click
 
 from rewarm.cli.options import duration, json_option, size
-from rewarm.cli.output import console, emit_json, show_table, wants_progress
+from rewarm.cli.output import TABLE_COLUMNS, console, emit_json, show_table, wants_progress
 
 if TYPE_CHECKING:
     from rewarm.sim.report import Report
     from rewarm.sim.run import Progress
+
+#: What people look at first, and the columns of text that it takes at most.
+_FIRST = ("cold %", "bare %", "lang %", "user %", "start-up s", "p99", "used GB·h", "wasted", "evictions")
+_NARROW_COLUMNS = 100
 
 
 def policies(value: Sequence[str]) -> list[str]:
@@ -62,11 +67,12 @@ def hours(value: str) -> tuple[float, float]:
 @click.option("--hours", type=hours, default="0-", show_default=True, metavar="FROM-TO", help="This part of the trace.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Same seed, same calls and costs.")
 @click.option("--jobs", type=click.IntRange(1), help="Policies at a time, each in a process; default: one per core.")
+@click.option("--wide", is_flag=True, help="Show all columns; without it, those that fit into 100 characters.")
 @json_option
 def command(
     trace: str, policy: tuple[str, ...], memory: int | None, layers: Path | None, granularity: str, spacing: str,
     run_time: float, sandboxes_per_function: int | None, drop_busiest: int, hours: tuple[float, float], seed: int,
-    jobs: int | None, as_json: bool,
+    jobs: int | None, wide: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Drive the server's own core with the calls of TRACE in virtual time, under each policy.
 
@@ -101,7 +107,7 @@ def command(
     if as_json:
         emit_json({"trace": trace, "seed": seed, "policies": [report.to_json() for report in reports]})
     else:
-        _show(texts, reports)
+        _show(texts, reports, wide)
 
 
 @contextlib.contextmanager
@@ -119,26 +125,34 @@ def _bars(names: Sequence[str], as_json: bool) -> Iterator[Progress]:
         yield lambda index, done, total: bars.update(tasks[index], completed=done, total=total)
 
 
-def _show(names: Sequence[str], reports: Sequence[Report]) -> None:
-    titles = [
-        "policy", "cold %", "bare %", "lang %", "user %", "start-up s", "p50", "p99", "wait s", "wait p99",
-        "idle GB·h", "used", "wasted", "evictions", "p75 cold %", "p75 start %", "calls/s",
-    ]  # fmt: skip
-    rows = [
-        [
-            name, f"{one.cold_pct:.2f}", f"{one.bare_pct:.2f}", f"{one.lang_pct:.2f}", f"{one.user_pct:.2f}",
-            f"{one.startup_s_mean:.4f}", f"{one.startup_s_p50:.3f}", f"{one.startup_s_p99:.3f}",
-            f"{one.wait_s_mean:.4f}", f"{one.wait_s_p99:.3f}",
-            f"{one.idle_gb_h:.1f}", f"{one.used_gb_h:.1f}", f"{one.wasted_gb_h:.1f}", str(one.evictions),
-            f"{one.cold_pct_p75_function:.1f}", f"{one.start_pct_p75_function:.1f}", f"{one.invocations_per_s:,.0f}",
-        ]
-        for name, one in zip(names, reports, strict=True)
-    ]  # fmt: skip
-    show_table(titles, rows, right=titles[1:])
+def _show(names: Sequence[str], reports: Sequence[Report], wide: bool) -> None:
+    rows = [_cells(one) for one in reports]
+    titles = list(rows[0]) if wide else list(_FIRST)
+    shown = names if wide else [_words(name) for name in names]
+    table = [[name, *(row[title] for title in titles)] for name, row in zip(shown, rows, strict=True)]
+    show_table(["policy", *titles], table, right=titles, columns=TABLE_COLUMNS if wide else _NARROW_COLUMNS)
     first = reports[0]
     click.echo(f"\n{first.invocations:,} calls of {len(first.functions)} functions; shares are of the calls that ran")
-    for name, one in zip(names, reports, strict=True):
+    for name, one in zip(shown, reports, strict=True):
         refused = [f"{count:,} refused ({code})" for code, count in one.rejected.items()]
         refused += [f"{one.unserved:,} never served"] if one.unserved else []
         if refused:
-            click.echo(f"{name}: {', '.join(refused)}")
+            click.echo(textwrap.fill(f"{name}: {', '.join(refused)}", _NARROW_COLUMNS))
+
+
+def _cells(one: Report) -> dict[str, str]:
+    """Title → figure, all of them in the order of `--wide`."""
+    return {
+        "cold %": f"{one.cold_pct:.2f}", "bare %": f"{one.bare_pct:.2f}", "lang %": f"{one.lang_pct:.2f}",
+        "user %": f"{one.user_pct:.2f}", "start-up s": f"{one.startup_s_mean:.4f}", "p50": f"{one.startup_s_p50:.3f}",
+        "p99": f"{one.startup_s_p99:.3f}", "wait s": f"{one.wait_s_mean:.4f}", "wait p99": f"{one.wait_s_p99:.3f}",
+        "idle GB·h": f"{one.idle_gb_h:.1f}", "used GB·h": f"{one.used_gb_h:.1f}", "wasted": f"{one.wasted_gb_h:.1f}",
+        "evictions": str(one.evictions), "p75 cold %": f"{one.cold_pct_p75_function:.1f}",
+        "p75 start %": f"{one.start_pct_p75_function:.1f}", "calls/s": f"{one.invocations_per_s:,.0f}",
+    }  # fmt: skip
+
+
+def _words(policy: str) -> str:
+    """ "fixed:user_s=30,lang_s=60" → "fixed user_s=30 lang_s=60", which can be wrapped between parameters."""
+    name, _, params = policy.partition(":")
+    return f"{name} {params.replace(',', ' ')}".rstrip()

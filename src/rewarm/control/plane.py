@@ -139,7 +139,9 @@ class ControlPlane:
         }  # fmt: skip
 
     def functions(self) -> list[dict[str, Any]]:
-        return [self._describe(fn) for _, fn in sorted(self.node.functions.items())]
+        """What is deployed; not the twin of a function that is being measured."""
+        twins = self.profiles.twins
+        return [self._describe(fn) for name, fn in sorted(self.node.functions.items()) if name not in twins]
 
     def function(self, name: str) -> dict[str, Any]:
         fn = self._known(name)

@@ -77,6 +77,11 @@ class ProfileDesk:
 
     # ------------------------------------------------------------ measuring
 
+    @property
+    def twins(self) -> set[str]:
+        """The names of the twins that there are now."""
+        return {_twin_of(name) for name in self._twins}
+
     def begin(self, name: str, data: Any) -> dict[str, Any]:
         """Make the twin of a function; `data`: {"max_size": n}, the most of its requests that leave together.
 
@@ -103,7 +108,7 @@ class ProfileDesk:
 
     def _twin(self, revision: Revision, size: int) -> Revision:
         spec = dataclasses.replace(
-            revision.spec, name=f"{revision.name[:_NAME_MAX]}.profiling", slo_s=None, max_instances=1,
+            revision.spec, name=_twin_of(revision.name), slo_s=None, max_instances=1,
             queue_max=max(size, revision.spec.queue_max), batching=PolicySpec("static", {"size": size}),
             keepalive=PolicySpec("fixed", {"ttl_s": _TWIN_IDLE_S}),
         )  # fmt: skip
@@ -114,7 +119,7 @@ class ProfileDesk:
         timer = self._twins.pop(name, None)
         if timer is not None:
             timer.cancel()
-            self._plane.forget(f"{name[:_NAME_MAX]}.profiling")
+            self._plane.forget(_twin_of(name))
         return {"name": name, "ended": timer is not None}
 
     def _revision(self, name: str) -> Revision:
@@ -122,3 +127,7 @@ class ProfileDesk:
         if revision is None:
             raise NotFound(f"there is no function {name!r}; see what there is with: rewarm ls")
         return revision
+
+
+def _twin_of(name: str) -> str:
+    return f"{name[:_NAME_MAX]}.profiling"

@@ -41,7 +41,8 @@ class Node:
         self.pool = Pool(Ledger(budget_bytes), self.timers, keepalive)
         self.draining = False
         self._starved = False  # some function waits for memory
-        self._handlers: dict[type, Callable[..., None]] = {
+        #: By kind of event. A test may wrap them, and so hear what the core hears.
+        self.handlers: dict[type, Callable[..., None]] = {
             m.Arrived: self._arrived, m.RunDone: self._run_done, m.Cancelled: self._cancelled, m.Raised: self._raised,
             m.LangRaised: self._lang_raised, m.Exited: self._exited, m.LangExited: self._lang_exited,
             m.Measured: self._measured, m.Tick: self._tick,
@@ -55,7 +56,7 @@ class Node:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at `now` (seconds, monotonic, never going back) and return what is to be done, in order."""
         out: list[Effect] = []
-        self._handlers[type(event)](event, now, out)
+        self.handlers[type(event)](event, now, out)
         if self._starved and type(event) is not m.Arrived:
             self._feed_starved(now, out)
         return out

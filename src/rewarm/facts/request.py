@@ -21,6 +21,7 @@ class Request:
     start: StartKind = _WARM
     init_s = 0.0
     started_s = 0.0
+    log_tail = False  # the caller wants what its run wrote: the log is brought up to date before RunDone
     sandbox_id = 0  # of the instance that runs the batch; on the batch's first request only
 
     def __init__(self, function: str, arrived_s: float, deadline_s: float, payload: Any = None) -> None:

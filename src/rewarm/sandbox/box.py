@@ -15,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rewarm import wire
-from rewarm.errors import RewarmError
+from rewarm.errors import InstanceDied, OutOfMemory, RewarmError, SandboxFailed
 from rewarm.facts.function import FunctionSpec
 from rewarm.facts.request import Request
 from rewarm.pump import Pump, Source
+from rewarm.sandbox.cgroup import Group
 from rewarm.store.disk import Disk
 
 _READ_BYTES = 1 << 16  # a larger buffer is allocated with mmap, each time
@@ -43,6 +44,7 @@ class Box(Source):
     def __init__(self, sandbox_id: int, scratch: Path, loop: asyncio.AbstractEventLoop, pump: Pump) -> None:
         self.id = sandbox_id
         self.scratch = scratch
+        self.group: Group | None = None  # its cgroup, where there are such
         self.pid: int | None = None
         self.status: int | None = None  # wait status once it has ended
         self.since_s = 0.0  # when the present step began
@@ -88,12 +90,14 @@ class Box(Source):
         self._loop.add_reader(self.log_fd, self._log_readable)
         self._log_open = True
 
-    def adopt(self, channel: socket.socket, log_fd: int, pid: int) -> None:
-        """Take over a process that runs already, with the near ends of its socket and log pipe, in place of our own."""
+    def adopt(self, channel: socket.socket, log_fd: int, pid: int, group: Group | None) -> None:
+        """Take over a process that runs already, with its cgroup and the near ends of its socket and log pipe."""
         self.close_far()
         self.channel.close()
         os.close(self.log_fd)
-        self.channel, self.log_fd, self.pid = channel, log_fd, pid
+        if self.group is not None:
+            self.group.release(self._loop)
+        self.channel, self.log_fd, self.pid, self.group = channel, log_fd, pid, group
 
     def close_far(self) -> None:
         self.far_channel.close()
@@ -232,6 +236,25 @@ class Box(Source):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     send(self.pid, signal.SIGKILL)
 
+    def why(self) -> RewarmError:
+        """Why it ended, if nobody asked it to."""
+        name = self.spec.name
+        if self.failure is not None:
+            return self.failure
+        if self.status is None:
+            return SandboxFailed(f"an instance of {name!r} was lost while it was forked")
+        if os.WIFSIGNALED(self.status):
+            number = os.WTERMSIG(self.status)
+            if number == signal.SIGKILL and self.fault is not None:
+                return InstanceDied(f"an instance of {name!r} was stopped: {self.fault}")
+            if number == signal.SIGKILL:
+                return OutOfMemory(f"an instance of {name!r} was killed (SIGKILL), most likely because memory ran out")
+            return InstanceDied(
+                f"an instance of {name!r} crashed with {signal.Signals(number).name}; see: rewarm logs {name}"
+            )
+        code = os.waitstatus_to_exitcode(self.status)
+        return InstanceDied(f"user code of {name!r} ended its process with exit status {code}; see: rewarm logs {name}")
+
     def release(self) -> None:
         """Close and remove everything. The process must be gone."""
         if self.released:
@@ -246,6 +269,8 @@ class Box(Source):
             self._loop.remove_writer(self.channel.fileno())
             self.channel.close()
         os.close(self.log_fd)
+        if self.group is not None:
+            self.group.release(self._loop)
         try:
             self.scratch.rmdir()
         except OSError:  # user code left files: may be many, so not on the event loop

@@ -23,6 +23,7 @@ from rewarm.clock import Clock
 from rewarm.errors import SandboxFailed, from_code
 from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey
+from rewarm.sandbox.cgroup import Cgroups, Group
 from rewarm.sandbox.port import Node, Sink
 from rewarm.sandbox.reaper import Reaper
 
@@ -34,10 +35,11 @@ _DATA_KB = re.compile(rb"^VmData:\s+(\d+) kB$", re.MULTILINE)
 class Runtime:
     """One node process, and the server's ends of its socket and log pipe until a sandbox takes them."""
 
-    def __init__(self, key: LangKey, since_s: float) -> None:
-        """Start it. Raises OSError, with nothing left open."""
+    def __init__(self, key: LangKey, since_s: float, group: Group | None, namespaces: str) -> None:
+        """Start it, in its cgroup. Raises OSError, with nothing left open but the group."""
         self.key = key
         self.since_s = since_s
+        self.group = group
         self.raised = False  # it said HELLO
         self.alive = False
         self.dropped = False
@@ -52,21 +54,27 @@ class Runtime:
             self.channel.setblocking(False)
             os.set_blocking(self.log_fd, False)
             far_fd = far_channel.fileno()
+            command = [sys.executable, "-I", "-S", str(_LAUNCH), str(far_fd), str(os.getpid()), namespaces]
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_LAUNCH), str(far_fd), str(os.getpid())], pass_fds=[far_fd],
+                [*command, *([] if group is None else [str(group.folder)])], pass_fds=[far_fd],
                 stdin=subprocess.DEVNULL, stdout=far_log_fd, stderr=far_log_fd, start_new_session=True,
             )  # fmt: skip
             process.returncode = 0  # the reaper waits for it, not subprocess
             self.pid = process.pid
             on_error.pop_all()
 
-    def limit_data(self, memory_bytes: int) -> None:
-        """Let it have `memory_bytes` of private memory beyond what node itself has by now. Raises OSError."""
+    def limit_memory(self, memory_bytes: int) -> None:
+        """Let it have `memory_bytes` of private memory beyond what node itself has by now. Raises OSError.
+
+        The same figure for the cgroup, which a process meets later: not all that it may write to has been written to.
+        """
         found = _DATA_KB.search(Path(f"/proc/{self.pid}/status").read_bytes())
         if found is None:
             raise ProcessLookupError("its runtime has just ended")
         limit = int(found[1]) * 1024 + memory_bytes
         resource.prlimit(self.pid, resource.RLIMIT_DATA, (limit, limit))
+        if self.group is not None:
+            self.group.limit(limit)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -88,13 +96,17 @@ class Runtimes:
     """All that wait, at most one a key, and those on their way out. Reports to the driver's sink."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, reaper: Reaper, sink: Sink, clock: Clock, gone: Callable[[], None]
-    ) -> None:
+        self, loop: asyncio.AbstractEventLoop, reaper: Reaper, sink: Sink, clock: Clock, gone: Callable[[], None],
+        cgroups: Cgroups, namespaces: str,
+    ) -> None:  # fmt: skip
         self._loop = loop
         self._reaper = reaper
         self._sink = sink
         self._clock = clock
         self._gone = gone  # called when one has ended
+        self._cgroups = cgroups
+        self._namespaces = namespaces
+        self._started = 0
         self._waiting: dict[LangKey, Runtime] = {}
         self._held: set[Runtime] = set()  # whose descriptors are ours to close
 
@@ -106,9 +118,14 @@ class Runtimes:
 
     def start(self, key: LangKey) -> None:
         """→ LangRaised or LangExited."""
+        since_s = self._clock()
+        self._started += 1
+        group = self._cgroups.make(f"runtime-{self._started}")
         try:
-            runtime = Runtime(key, self._clock())
+            runtime = Runtime(key, since_s, group, self._namespaces)
         except OSError as error:
+            if group is not None:
+                group.release(self._loop)
             self._sink.post(m.LangExited(key, SandboxFailed(f"no process for runtime {key}: {error}")))
             return
         self._waiting[key] = runtime
@@ -129,7 +146,7 @@ class Runtimes:
         if not runtime.alive:
             raise ProcessLookupError("its runtime has just ended")
         try:
-            runtime.limit_data(memory_bytes)
+            runtime.limit_memory(memory_bytes)
         except OSError:
             runtime.kill()
             raise
@@ -169,6 +186,8 @@ class Runtimes:
         self._held.discard(runtime)
         words = runtime.last_words()
         runtime.close()
+        if runtime.group is not None:
+            runtime.group.release(self._loop)
         if self._waiting.get(runtime.key) is runtime:
             del self._waiting[runtime.key]
             error = None

@@ -14,24 +14,29 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 import orjson
 
 from rewarm import wire
 from rewarm.clock import Clock, system_clock
-from rewarm.errors import InstanceDied, OutOfMemory, RewarmError, SandboxFailed, from_code
+from rewarm.errors import RewarmError, SandboxFailed, from_code
 from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import SandboxState
 from rewarm.kernel import PACKET_BYTES_MAX, SINGLE_THREADED_ENV
 from rewarm.pump import Pump
 from rewarm.sandbox.box import Box, remove_scratch
+from rewarm.sandbox.cgroup import Cgroups
+from rewarm.sandbox.isolation import NONE, Isolation, probe
 from rewarm.sandbox.nodejs import Runtimes
 from rewarm.sandbox.port import Node, Sink
 from rewarm.sandbox.reaper import Reaper
 
 _SWEEP_AFTER_S = 0.5
 _CLOSE_TIMEOUT_S = 10.0
+_LATE_SWEEPS, _LATE_SWEEP_S = 5, 0.02
+_ALL: Final = Isolation()
 _INTRUDED = "its code wrote to the socket that belongs to the server"
 
 
@@ -42,20 +47,21 @@ class _Zygote:
         self.key = key
         self.control = control
         self.pid: int | None = None
-        self.alive = False
-        self.dropped = False
-        self.eof = False
-        self.reaped = False
+        self.alive = self.dropped = False
+        self.eof = self.reaped = False
         self.error: str | None = None
 
 
 class ProcessDriver:
-    """See the module. `pump` reads the sandboxes' sockets; without one the driver has its own."""
+    """`pump` reads the sandboxes' sockets (None: one of its own); `isolation` is done as far as the machine allows."""
 
     name = "process"
 
-    def __init__(self, run_dir: Path, clock: Clock = system_clock, pump: Pump | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, clock: Clock = system_clock, pump: Pump | None = None, isolation: Isolation = _ALL
+    ) -> None:
         self._run_dir = run_dir
+        self._isolation = isolation
         self._clock = clock
         self._own_pump = pump is None
         self._pump = Pump() if pump is None else pump
@@ -73,9 +79,13 @@ class ProcessDriver:
         if self._own_pump:
             self._pump.watched_by(self._loop)
         self._reaper = Reaper(self._loop)
-        self._runtimes = Runtimes(self._loop, self._reaper, sink, self._clock, self._signal_closed)
         self._session = os.getsid(0)
         self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._cgroups = Cgroups(self._run_dir, self._isolation.cgroups)
+        self._namespaces = probe().mode if self._isolation.namespaces else NONE
+        self._runtimes = Runtimes(
+            self._loop, self._reaper, sink, self._clock, self._signal_closed, self._cgroups, self._namespaces
+        )
 
     def carry_out(self, effect: m.Effect) -> None:
         self._handlers[type(effect)](effect)  # type: ignore[operator]
@@ -101,6 +111,7 @@ class ProcessDriver:
             text = f"no directory or socket for a sandbox: {error}; is the disk full, or the limit of open files low?"
             self._sink.post(m.Exited(effect.sandbox_id, SandboxFailed(text)))
             return
+        box.group = self._cgroups.make(box.scratch.name)
         self._boxes[box.id] = box
         self._sink.post(m.Raised(box.id, SandboxState.BARE, self._clock() - since_s))
 
@@ -114,7 +125,10 @@ class ProcessDriver:
             return
         order = {
             "op": "instance", "id": box.id, "scratch": str(box.scratch), "memory_bytes": box.spec.memory_bytes,
+            "namespaces": self._namespaces, "cgroup": None if box.group is None else str(box.group.folder),
         }  # fmt: skip
+        if box.group is not None:
+            box.group.limit(box.spec.memory_bytes)
         try:
             if zygote is None or not zygote.alive:
                 raise OSError("its runtime has just ended")
@@ -133,7 +147,7 @@ class ProcessDriver:
             self._give_up(box, SandboxFailed(f"an instance of {box.spec.name!r} could not be started: {error}"))
             return
         runtime.ended = box.ended
-        box.adopt(runtime.channel, runtime.log_fd, runtime.pid)
+        box.adopt(runtime.channel, runtime.log_fd, runtime.pid, runtime.group)
         box.hand_over(self._frames, self._maybe_gone, self._log)
         self._sink.post(m.Raised(box.id, SandboxState.LANG, self._clock() - box.since_s))
 
@@ -221,6 +235,8 @@ class ProcessDriver:
         box.batch = None
         box.expect(wire.CONTROL_BYTES_MAX)
         if not box.destroyed:  # else the core has answered them already
+            if requests[0].log_tail:
+                box.drain_log()  # now: the lines of the next run, which RunDone begins, are another caller's
             self._sink.post(m.RunDone(box.id, run_us * 1e-6))  # first: the instance works while we answer
             self._sink.answer(requests, answers, run_us)
 
@@ -233,17 +249,21 @@ class ProcessDriver:
             return
         del self._boxes[box.id]
         box.release()
-        self._sink.post(m.Exited(box.id, None if box.destroyed else _how(box)))
+        self._sink.post(m.Exited(box.id, None if box.destroyed else box.why()))
         self._loop.call_later(_SWEEP_AFTER_S, self._sweep)
         self._signal_closed()
 
     def _sweep(self) -> None:
-        """Kill what user code of gone sandboxes left behind, unless a fork is on its way (its child is unknown yet)."""
-        forking = any(box.pid is None and box.far_log_fd < 0 for box in self._boxes.values())
-        if forking or any(zygote.pid is None for zygote in self._zygotes.values()):
+        """Kill what user code of gone sandboxes left behind, unless there may be one that nobody knows yet."""
+        if self._forking():
             self._loop.call_later(_SWEEP_AFTER_S, self._sweep)
         elif self._closing is None:
             self._reaper.sweep(self._session)
+
+    def _forking(self) -> bool:
+        """A process is on its way whose pid nobody knows yet."""
+        boxes, zygotes = self._boxes.values(), self._zygotes.values()
+        return any(b.pid is None and b.far_log_fd < 0 for b in boxes) or any(z.pid is None for z in zygotes)
 
     # ------------------------------------------------------------ zygotes
 
@@ -348,6 +368,7 @@ class ProcessDriver:
     async def close(self) -> None:
         """Kill everything and wait until nothing is left (bounded)."""
         self._closing = asyncio.Event()
+        late_sweeps = _LATE_SWEEPS if self._forking() else 0
         for box in list(self._boxes.values()):
             self._destroy(m.Destroy(box.id, "shutdown"))
         for zygote in list(self._zygotes.values()):
@@ -359,36 +380,20 @@ class ProcessDriver:
         except TimeoutError:
             pass  # parent-death signals end the rest with us
         self._reaper.sweep(self._session)
+        for _ in range(late_sweeps):  # what was being forked becomes our child only after its zygote is gone
+            await asyncio.sleep(_LATE_SWEEP_S)
+            self._reaper.sweep(self._session)
         self._reaper.close()
         if self._own_pump:
             self._pump.close()
         await self._loop.run_in_executor(None, self._clear)
 
     def _clear(self) -> None:
-        """What user code left in its directories, where the removal is still under way."""
+        """What user code left behind, where the removal is still under way."""
+        self._cgroups.close()
         for scratch in self._run_dir.glob("sandbox-*"):
             remove_scratch(scratch)
 
     def _signal_closed(self) -> None:
         if self._closing is not None and not (self._boxes or self._zygotes or self._runtimes):
             self._closing.set()
-
-
-def _how(box: Box) -> RewarmError:
-    """Why a sandbox ended that nobody asked to end."""
-    name = box.spec.name
-    if box.failure is not None:
-        return box.failure
-    if box.status is None:
-        return SandboxFailed(f"an instance of {name!r} was lost while it was forked")
-    if os.WIFSIGNALED(box.status):
-        number = os.WTERMSIG(box.status)
-        if number == signal.SIGKILL and box.fault is not None:
-            return InstanceDied(f"an instance of {name!r} was stopped: {box.fault}")
-        if number == signal.SIGKILL:
-            return OutOfMemory(f"an instance of {name!r} was killed (SIGKILL), most likely because memory ran out")
-        return InstanceDied(
-            f"an instance of {name!r} crashed with {signal.Signals(number).name}; see: rewarm logs {name}"
-        )
-    code = os.waitstatus_to_exitcode(box.status)
-    return InstanceDied(f"user code of {name!r} ended its process with exit status {code}; see: rewarm logs {name}")

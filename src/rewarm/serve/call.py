@@ -15,7 +15,6 @@ class Call(Request):
     """A Request with the lane of the connection that waits for it. `lane` is None once the caller is gone."""
 
     lambda_id = ""  # AWS request id; empty for callers that do not speak Lambda
-    log_tail = False
     version = ""
     wall_s = 0.0
 

@@ -42,9 +42,6 @@ class Backend(Protocol):
     def cancel(self, request: Request) -> None:
         """Its caller is gone."""
 
-    def drain_logs(self, function: str) -> None:
-        """Bring the function's log up to date."""
-
 
 class Door:
     """One per server."""
@@ -155,7 +152,6 @@ class Door:
         """The caller's own lines: of this instance since the run began; none where a batch mixes several callers'."""
         lines: list[str] = []
         if len(batch) == 1:
-            self.backend.drain_logs(call.function)
             began_s = call.wall_s + call.started_s - call.arrived_s
             log = self.backend.logs.of(call.function)
             lines = [line.text for line in log.tail(200, batch[0].sandbox_id, began_s)]

@@ -88,15 +88,26 @@ class Machine:
 
         Raises BadDefinition if the budget is less than one instance of some function holds.
         """
+        now = 0.0
         for chunk in self._trace.chunks():
-            self._deploy()
-            self._feed(chunk)
+            if chunk.times_s:
+                now = chunk.times_s[0]
+                self.advance(now)
+            self.deploy(now)
+            self.feed(chunk)
             progress(len(chunk.times_s))
         self._finish(self._trace.end_s)
         return self.tally
 
-    def _deploy(self) -> None:
-        """The functions that the trace has come to know."""
+    # ------------------------------------------------------------ step by step: what `run` does, and tests one by one
+
+    @property
+    def living(self) -> set[int | LangKey]:
+        """Every sandbox and Lang layer that is there or on its way up."""
+        return {*self._boxes, *self._langs}
+
+    def deploy(self, now: float) -> None:
+        """The functions that the trace has come to know. Raises BadDefinition as `run` does."""
         for traced in self._trace.functions[len(self._names) :]:
             costs = self._costs.of(traced.name, traced.memory_bytes, self._seed)
             need_bytes = self._costs.bare_bytes + self._costs.langs[costs.runtime].resident_bytes + costs.user_bytes
@@ -106,24 +117,33 @@ class Machine:
                     f"budget is {self._budget_bytes / MB:.0f} MB; give more with --memory, or leave the function out"
                 )
             spec = self._costs.spec(traced.name, costs.runtime, self._max_instances)
-            self.node.handle(m.Deployed(Revision(spec, traced.name, 1, "")), 0.0)
             self._names.append(traced.name)
             tally = self._functions[traced.name] = FunctionTally(traced.name, costs)
             self.tally.functions.append(tally)
+            self.tell(m.Deployed(Revision(spec, traced.name, 1, "")), now)
 
-    def _feed(self, chunk: Chunk) -> None:
+    def tell(self, event: m.Event, now: float) -> None:
+        """Give the core one event and carry out what it decides."""
+        self.carry(self.node.handle(event, now), now)
+
+    def feed(self, chunk: Chunk) -> None:
         """Everything up to the last call of the chunk. The hot loop."""
         heap, timers, names, arrive = self._heap, self.node.timers.heap, self._names, self.node.arrive
         for at_s, function, run_s in zip(*chunk, strict=True):
             if (heap and heap[0][0] < at_s) or (timers and timers[0][0] < at_s):
-                self._advance(at_s)
+                self.advance(at_s)
             out: list[m.Effect] = []
             arrive(Request(names[function], at_s, INF, run_s), at_s, out)
             if out:
-                self._carry(out, at_s)
+                self.carry(out, at_s)
         self.tally.arrived += len(chunk.times_s)
 
-    def _advance(self, until_s: float) -> None:
+    def next_s(self) -> float:
+        """When something happens next of itself; inf: never."""
+        heap, timers = self._heap, self.node.timers.heap
+        return min(heap[0][0] if heap else INF, timers[0][0] if timers else INF)
+
+    def advance(self, until_s: float) -> None:
         """Everything that happens before `until_s`."""
         heap, timers = self._heap, self.node.timers.heap
         while True:
@@ -133,7 +153,7 @@ class Machine:
                 return
             if next_s <= timer_s:
                 _, sequence, event = heapq.heappop(heap)
-                self._carry(self._happen(event, next_s, sequence), next_s)
+                self.carry(self._happen(event, next_s, sequence), next_s)
             else:
                 self._tick(timer_s)
 
@@ -144,19 +164,18 @@ class Machine:
         if self._ticks > _TICKS_MAX:
             raise SystemFault(f"the policy asks to be woken again and again at {at_s:g} s; it must let time pass")
         # Timers may be set for a moment that has passed; the clock does not go back.
-        self._carry(self.node.handle(m.Tick(), self._ticked_s), self._ticked_s)
+        self.carry(self.node.handle(m.Tick(), self._ticked_s), self._ticked_s)
 
     def _finish(self, end_s: float) -> None:
         """Time goes on to `end_s`, where the meter is read. Then calls that still wait are served."""
-        self._advance(end_s)
+        self.advance(end_s)
         self.meter.close(end_s)
         self.tally.read(self.meter)
-        heap, timers = self._heap, self.node.timers.heap
         while self.tally.waiting:
-            next_s = min(heap[0][0] if heap else INF, timers[0][0] if timers else INF)
+            next_s = self.next_s()
             if next_s > end_s + _DRAIN_S:
                 return
-            self._advance(math.nextafter(next_s, INF))
+            self.advance(math.nextafter(next_s, INF))
 
     # ------------------------------------------------------------ events
 
@@ -172,13 +191,13 @@ class Machine:
         """The meter and the core take note of `event`, unless it is about something that was told to end since."""
         kind = type(event)
         if kind is m.RunDone:
-            return self._tell(event, now)
+            return self._note(event, now)
         if kind is m.Raised:
             return self._raised(event, now)  # type: ignore[arg-type]
         key = event.key  # type: ignore[union-attr]
         if self._langs.get(key) != sequence:
             return []
-        out = self._tell(event, now)
+        out = self._note(event, now)
         self._measure(key, self._costs.lang(key).resident_bytes, now, out)
         return out
 
@@ -189,13 +208,13 @@ class Machine:
         if box is None:
             return []
         if state is State.BARE:
-            out = self._tell(event, now)
+            out = self._note(event, now)
             if sandbox_id in self.node.pool.bares.layers:
                 self._measure(sandbox_id, box.held_bytes, now, out)
             return out
         out = self.node.handle(event, now)
         if state is State.USER:
-            out += self._tell(m.Raised(sandbox_id, State.READY, 0.0), now)
+            out += self._note(m.Raised(sandbox_id, State.READY, 0.0), now)
             self._measure(sandbox_id, box.held_bytes, now, out)
         return out
 
@@ -205,13 +224,13 @@ class Machine:
             out += self.node.handle(m.Measured(node, resident_bytes), now)
         self.meter.resident(node, resident_bytes, now)
 
-    def _tell(self, event: m.Event, now: float) -> list[m.Effect]:
+    def _note(self, event: m.Event, now: float) -> list[m.Effect]:
         self.meter.event(event, now)
         return self.node.handle(event, now)
 
     # ------------------------------------------------------------ effects
 
-    def _carry(self, effects: list[m.Effect], now: float) -> None:
+    def carry(self, effects: list[m.Effect], now: float) -> None:
         """Carry out `effects`, which grow by what follows from them at this very moment."""
         boxes, tally, observe = self._boxes, self.tally, self._observe
         for effect in effects:
@@ -222,7 +241,10 @@ class Machine:
                 continue
             self.meter.effect(effect, now)
             sandbox_id, (request,) = effect
-            function = boxes[sandbox_id].function
+            box = boxes.get(sandbox_id)
+            if box is None:
+                continue  # the two crossed on the way
+            function = box.function
             assert function is not None
             function.calls += 1
             tally.started += 1
@@ -250,13 +272,17 @@ class Machine:
     def _fork(self, effect: m.Fork, now: float, out: list[m.Effect]) -> None:
         self.meter.effect(effect, now)
         lang = self._costs.lang(effect.key)
+        box = self._boxes.get(effect.sandbox_id)
         if not effect.key.forks:
-            del self._langs[effect.key]
-            self._boxes[effect.sandbox_id].held_bytes += lang.resident_bytes
+            self._langs.pop(effect.key, None)  # used up, whatever became of the sandbox
+            if box is not None:
+                box.held_bytes += lang.resident_bytes
         self._later(lang.fork_s, m.Raised(effect.sandbox_id, State.LANG, lang.fork_s), now, out)
 
     def _load_user(self, effect: m.LoadUser, now: float, out: list[m.Effect]) -> None:
-        box, function = self._boxes[effect.sandbox_id], self._functions[effect.revision.name]
+        box, function = self._boxes.get(effect.sandbox_id), self._functions[effect.revision.name]
+        if box is None:
+            return
         box.function = function
         box.held_bytes += function.costs.user_bytes
         user_s = function.costs.user_s
@@ -264,10 +290,10 @@ class Machine:
 
     def _destroy(self, effect: m.Destroy, now: float, out: list[m.Effect]) -> None:
         self.meter.effect(effect, now)
-        del self._boxes[effect.sandbox_id]
-        out += self._tell(m.Exited(effect.sandbox_id), now)
+        if self._boxes.pop(effect.sandbox_id, None) is not None:
+            out += self._note(m.Exited(effect.sandbox_id), now)
 
     def _drop_lang(self, effect: m.DropLang, now: float, out: list[m.Effect]) -> None:
         self.meter.effect(effect, now)
-        del self._langs[effect.key]
-        out += self._tell(m.LangExited(effect.key), now)
+        if self._langs.pop(effect.key, None) is not None:
+            out += self._note(m.LangExited(effect.key), now)

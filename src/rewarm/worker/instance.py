@@ -44,7 +44,7 @@ def main(data_fd: int, log_fd: int, order: dict[str, Any]) -> None:
     stream = _Stream(channel)
     status = 1
     try:
-        engine = _load(stream, channel)
+        engine = _load(stream, channel, str(order["namespaces"]))
         if engine is not None:
             _loop(stream, channel, engine)
             status = 0
@@ -59,7 +59,7 @@ def main(data_fd: int, log_fd: int, order: dict[str, Any]) -> None:
 
 
 def _settle(data_fd: int, log_fd: int, order: dict[str, Any]) -> socket.socket:
-    """Take the process apart from its zygote: descriptors, limits, directory, randomness, signals."""
+    """Take the process apart from its zygote: descriptors, namespaces, limits, directory, randomness, signals."""
     high = max(data_fd, log_fd, 10) + 1
     data, log = high, high + 1
     os.dup2(data_fd, data)
@@ -72,6 +72,11 @@ def _settle(data_fd: int, log_fd: int, order: dict[str, Any]) -> socket.socket:
     kernel.close_from(_DATA_FD + 1)
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    if order["namespaces"] != "none":
+        try:
+            kernel.unshare(order["namespaces"] == "user")
+        except OSError as error:  # less isolation than hoped for is no reason not to start
+            print(f"this instance is not isolated: {error}", file=sys.stderr)
     memory_bytes = int(order["memory_bytes"])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
@@ -90,11 +95,13 @@ def _settle(data_fd: int, log_fd: int, order: dict[str, Any]) -> socket.socket:
     return socket.socket(fileno=_DATA_FD)
 
 
-def _load(stream: _Stream, channel: socket.socket) -> Engine | None:
+def _load(stream: _Stream, channel: socket.socket, namespaces: str) -> Engine | None:
     frame_type, _, _, _, _, body = stream.frame()
     if frame_type != wire.LOAD:
         raise wire.WireError(f"expected LOAD, got frame type {frame_type}")
     order = json.loads(bytes(body))
+    if namespaces != "none":
+        _shut(str(order["code_dir"]), namespaces)
     try:
         engine, timings = load_user(order)
     except UserError as error:
@@ -105,6 +112,18 @@ def _load(stream: _Stream, channel: socket.socket) -> Engine | None:
     gc.freeze()
     channel.sendall(wire.encode_plain(wire.LOADED, orjson.dumps(timings)))
     return engine
+
+
+def _shut(code_dir: str, namespaces: str) -> None:
+    """The last of its isolation, for which the folder of its code must be known."""
+    try:
+        try:
+            kernel.make_read_only(code_dir)
+        finally:
+            if namespaces == "user":
+                kernel.drop_capabilities()
+    except OSError as error:
+        print(f"this instance is not isolated: {error}", file=sys.stderr)
 
 
 def _loop(stream: _Stream, channel: socket.socket, engine: Engine) -> None:

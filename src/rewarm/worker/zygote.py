@@ -9,7 +9,8 @@ which can wait for it, and lives on when the zygote is peeled or dies.
 
 Control channel: one SOCK_SEQPACKET socket; each packet is a JSON object, with descriptors attached.
 
-    server → zygote   {"op": "instance", "scratch": DIR, "memory_bytes": N}   + data socket, log pipe
+    server → zygote   {"op": "instance", "scratch": DIR, "memory_bytes": N,
+                       "cgroup": DIR or null, "namespaces": none, root, user}   + data socket, log pipe
                       {"op": "zygote", "packages": [...]}                     + control socket of the new zygote
     zygote → server   {"op": "born", "pid": P}                                 first, from a fork of another zygote
                       {"op": "alive", "pid": P, "seconds": S}                 once, after its imports
@@ -99,7 +100,8 @@ def _threads_left() -> int:
 
 def _fork(order: dict[str, object], descriptors: list[int], control: socket.socket, server_pid: int) -> None:
     since_s = time.monotonic()
-    middle = os.fork()
+    cgroup = order.get("cgroup")
+    middle = os.fork() if cgroup is None else kernel.fork_into(str(cgroup))  # its child is born in the same cgroup
     if middle:
         os.waitpid(middle, 0)
         return

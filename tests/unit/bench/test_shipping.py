@@ -188,5 +188,7 @@ def test_a_folder_file_that_cannot_be_meant(tmp_path: Path, toml: str | None, co
 
 def test_the_example_is_found_or_its_absence_is_told(tmp_path: Path) -> None:
     assert find_example("any", tmp_path) == tmp_path
-    with pytest.raises(SystemFault, match="--app"):
-        find_example("digits", tmp_path / "gone")
+    with pytest.raises(SystemFault, match=r"in a checkout of rewarm, or name its folder with --app$"):
+        find_example("digits", tmp_path / "gone", "--app")
+    with pytest.raises(SystemFault, match=r"in a checkout of rewarm$"):
+        find_example("gone")

@@ -231,7 +231,7 @@ def test_doctor_needs_no_server_and_leaves_nothing(cli: Cli, fake: Any, tmp_path
     told = json.loads(found.stdout)
     keys = {check["key"] for check in told["checks"]}
     assert {"python", "kernel", "memory", "pdeathsig", "userns", "uffd", "pidfd", "memfd", "psi", "cgroup", "kvm",
-            "nofile", "numpy", "onnxruntime", "torch", "wrk", "disk"} <= keys  # fmt: skip
+            "namespaces", "nofile", "numpy", "onnxruntime", "torch", "wrk", "disk"} <= keys  # fmt: skip
     assert told["driver"]["chosen"] == "process"
     assert told["server"]["answers"] is False
     assert list(tmp_path.iterdir()) == []

@@ -79,7 +79,9 @@ def test_error_answers_become_one_line_and_the_exit_code_of_their_type(
 
 def test_an_error_has_a_hint(cli: Cli, fake: Any) -> None:
     fake.fail("POST /invoke/f", 500, "function_error", "ValueError: no")
-    assert "hint: rewarm logs NAME" in cli("invoke", "f", "--url", fake.url).stderr
+    assert cli("invoke", "f", "--url", fake.url).stderr.endswith("\nhint: rewarm logs f shows what it printed\n")
+    fake.fail("POST /invoke/f", 507, "out_of_memory", "killed")
+    assert "hint: deploy with more --memory" in cli("invoke", "f", "--url", fake.url).stderr
     assert "hint" not in cli("rm", "gone", "--url", fake.url).stderr
     fake.fail("GET /api/v1/functions", 503, "unavailable", "draining", retry_after_s=2)
     assert "hint: try again in 2 s" in cli("ls", "--url", fake.url).stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,32 @@ def test_json(trace: str) -> None:
 def test_table(trace: str) -> None:
     done = sim(trace, "--policy", "none,fixed", "--memory", "1GB")
     assert done.exit_code == 0, done.output
-    assert "idle GB·h" in done.stdout
+    titles, _, none, fixed, *_ = done.stdout.splitlines()
+    assert re.split(r"\s{2,}", titles) == [
+        "policy", "cold %", "bare %", "lang %", "user %", "start-up s", "p99", "used GB·h", "wasted", "evictions",
+    ]  # fmt: skip
+    assert none.split()[:5] == ["none", "100.00", "0.00", "0.00", "0.00"]
+    assert fixed.split()[:5] == ["fixed", "75.00", "0.00", "0.00", "25.00"]
     assert "4 calls of 2 functions" in done.stdout
+
+
+def test_all_columns(trace: str) -> None:
+    titles, _, row, *_ = sim(trace, "--policy", "fixed:user_s=60,lang_s=600", "--wide").stdout.splitlines()
+    assert len(re.split(r"\s{2,}", titles)) == len(row.split()) == 17
+    assert row.startswith("fixed:user_s=60,lang_s=600 ")
+
+
+def test_ten_policies_with_long_parameters_fit_into_100_characters(trace: str) -> None:
+    long = [f"fixed:user_s={1000 + n}.25,lang_s=123456.789,bare_s=98765.4321" for n in range(5)]
+    long += [f"rainbowcake:alpha=0.99{n},floor=61.00005s,p=0.8{n}1" for n in range(5)]
+    done = sim(trace, "--policy", ",".join(long))
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert max(len(line.rstrip()) for line in lines) == 100
+    # Nothing is cut off: the first column has every parameter, in lines that break between them.
+    width = len(lines[0]) - len(lines[0].split("cold %")[1]) - len("cold %") - 2
+    said = " ".join(line[:width].strip() for line in lines[2:-2]).split()
+    assert said == [word for policy in long for word in policy.replace(":", " ").replace(",", " ").split()]
 
 
 def test_options_reach_the_trace(trace: str, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_any_tar_program_will_do(tmp_path: Path, into: Path, format: int) -> Non
         ("y/" * 3000 + "z", b""),
         (".", b""),
     ],
-    ids=lambda member: repr(member)[:40],
+    ids=lambda member: repr(member if isinstance(member, tuple) else (member.name, member.type))[:40],
 )
 def test_unsafe_members_are_refused(tmp_path: Path, into: Path, member: Member) -> None:
     tar = tar_of(tmp_path / "t", (MANIFEST, GOOD), ("app.py", b"1"), member)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from functools import cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rewarm.errors import BadDefinition
@@ -48,15 +47,16 @@ _DROP = Drop()
 class SlotForecast:
     """Requests by slot: `add` what came in the slots that have ended, ask `ahead` for those to come."""
 
-    __slots__ = ("_day", "_errors", "_fit", "_gram", "_known", "_moment", "_pull", "next_slot")
+    __slots__ = ("_day", "_diagonal", "_errors", "_fit", "_gram", "_known", "_moment", "_pull", "next_slot")
 
     def __init__(self, slots_a_day: int, first_slot: int) -> None:
         import numpy as np  # here, because code that only names a policy must not pay for it
 
         self._day = _day_rows(slots_a_day)
         self.next_slot = self._known = first_slot
-        self._pull: Floats = np.diag([_RIDGE_LEVEL] + [_RIDGE] * (1 + 2 * len(_PERIODS_S)))
-        self._gram: Floats = self._pull
+        self._pull: Floats = np.array([_RIDGE_LEVEL] + [_RIDGE] * (1 + 2 * len(_PERIODS_S)))
+        self._gram: Floats = np.diag(self._pull)
+        self._diagonal: Floats = np.einsum("ii->i", self._gram)  # a view of it
         self._moment: Floats = np.zeros(len(self._pull))
         self._fit: Floats = np.zeros(len(self._pull))
         self._errors: deque[float] = deque(maxlen=_ERRORS_MAX)
@@ -67,10 +67,13 @@ class SlotForecast:
 
         rows = self._rows(self.next_slot, len(counts))
         self._errors.extend((counts - rows @ self._fit)[-_ERRORS_MAX:].tolist())
-        fade = _FADE ** np.arange(len(counts) - 1, -1, -1.0)
+        faded = rows if len(counts) == 1 else rows * _FADE ** np.arange(len(counts) - 1, -1, -1.0)[:, None]
         whole = _FADE ** len(counts)
-        self._gram = whole * self._gram + (rows * fade[:, None]).T @ rows + (1.0 - whole) * self._pull
-        self._moment = whole * self._moment + (rows * fade[:, None]).T @ counts
+        self._gram *= whole
+        self._gram += faded.T @ rows
+        self._diagonal += (1.0 - whole) * self._pull
+        self._moment *= whole
+        self._moment += counts @ faded
         self._fit = np.linalg.solve(self._gram, self._moment)
         self.next_slot += len(counts)
 
@@ -85,27 +88,35 @@ class SlotForecast:
 
     def _carry(self) -> float:
         """How much of an error is still there a slot later: least squares on the recent ones, 0 to 1."""
-        errors = list(self._errors)
-        squares = sum(e * e for e in errors[:-1])
-        products = sum(a * b for a, b in pairwise(errors))
+        import numpy as np
+
+        errors = np.array(self._errors)
+        squares = float(errors[:-1] @ errors[:-1])
+        products = float(errors[1:] @ errors[:-1])
         return min(max(products / squares, 0.0), 1.0) if squares > 0 else 0.0
 
     def _rows(self, first: int, count: int) -> Floats:
         import numpy as np
 
+        whole = len(self._day)
+        at = first % whole
+        if at + count <= whole:
+            rows = self._day[at : at + count].copy()
+            rows[:, 1] += (first - at - self._known) / whole
+            return rows
         slots = np.arange(first, first + count)
-        rows = self._day[slots % len(self._day)]
-        rows[:, 1] = (slots - self._known) / len(self._day)
+        rows = self._day[slots % whole]
+        rows[:, 1] = (slots - self._known) / whole
         return rows
 
 
 @cache
 def _day_rows(slots: int) -> Floats:
-    """What the model sees in each slot of a day: level, trend in days (0 here), and the seasons."""
+    """What the model sees in each slot of a day: level, trend in days, and the seasons."""
     import numpy as np
 
     angles = 2.0 * math.pi * (_DAY_S / slots) * np.arange(slots)[:, None] / np.array(_PERIODS_S)
-    return np.column_stack((np.ones(slots), np.zeros(slots), np.cos(angles), np.sin(angles)))
+    return np.column_stack((np.ones(slots), np.arange(slots) / slots, np.cos(angles), np.sin(angles)))
 
 
 class _Demand:
@@ -198,13 +209,9 @@ class Barista:
         return demand
 
     def _needs(self, demand: _Demand, slots: int) -> list[int]:
-        import numpy as np
-
         per_instance = self._slot_s / demand.slo_s * demand.served()
-        expected = demand.forecast.ahead(slots)
-        needed = np.where(expected >= _REQUESTS_MIN, np.ceil(expected / per_instance - ROUNDING_S), 0.0)
-        needs: list[int] = needed.astype(int).tolist()
-        return needs
+        expected: list[float] = demand.forecast.ahead(slots).tolist()
+        return [math.ceil(e / per_instance - ROUNDING_S) if e >= _REQUESTS_MIN else 0 for e in expected]
 
     def _next_need(self, demand: _Demand, first: int) -> int | None:
         """The first slot from `first` on that needs an instance. Beyond the next one it is seldom asked for."""

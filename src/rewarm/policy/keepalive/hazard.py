@@ -26,7 +26,7 @@ from rewarm.units import MB
 _DECAY = 0.998  # of a gap's weight with each that follows: about the last five hundred count
 _PRIOR_WEIGHT = 1.0  # what the gaps of all others weigh, in gaps of its own
 _SEED_WEIGHT = 0.5  # before anybody had a gap: all orders of magnitude alike, gone with the first samples
-_AGAIN_SHARE = 0.05  # a start ahead of time costs this share of one that somebody waits for
+_AGAIN_SHARE = 0.02  # a start ahead of time costs this share of one that somebody waits for; and see `_again_s`
 _NEVER_S = 1e9  # the same for layers that are not raised ahead: more than any wait
 _UNKNOWN_KEEP_S = 600.0  # for a layer that nobody has measured
 _REPLAN_SHARE = 0.125  # a plan stands until so much of its histogram is new
@@ -98,7 +98,7 @@ class Hazard:
 
     __slots__ = ("_lang_s", "_pressure", "_pressure_at_s", "_price", "_tiers")
     name = "hazard"
-    worth_holds = 0.1  # its bins of idle time are wider than that
+    worth_holds = 0.08  # its bins of idle time are that wide
     watches_ends = True
 
     def __init__(self, price: float = 2e-5) -> None:
@@ -177,8 +177,17 @@ class Hazard:
         saved_s = layer.startup_s
         rent = self.price_at(now) * layer.resident_bytes / MB
         if book.gaps.count >= book.due or _moved(book.saved_s, saved_s) or _moved(book.rent, rent):
-            again_s = saved_s * (_AGAIN_SHARE + rent)  # it is in memory, too, while it rises
-            book.plan(tier.prior(), saved_s, rent, again_s if layer.layer >= Layer.USER else _NEVER_S)
+            again_s = _again_s(saved_s, rent, book.gaps.total) if layer.layer >= Layer.USER else _NEVER_S
+            book.plan(tier.prior(), saved_s, rent, again_s)
+
+
+def _again_s(saved_s: float, rent: float, known: float) -> float:
+    """What is asked of a range that begins later, over its own rent, in start-up seconds.
+
+    It is in memory while it rises; and the next gap is unlike the `known` ones, so that the range was a guess, about
+    once in so many times and one (Good and Turing: the share of what was seen just once).
+    """
+    return saved_s * (_AGAIN_SHARE + 1.0 / (1.0 + known) + rent)
 
 
 def _moved(planned: float, measured: float) -> bool:

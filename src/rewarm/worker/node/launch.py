@@ -1,4 +1,4 @@
-"""Become a node process that waits for code: `python -I -S launch.py DATA_FD SERVER_PID`.
+"""Become a node process that waits for code: `python -I -S launch.py DATA_FD SERVER_PID NAMESPACES [CGROUP]`.
 
 Node cannot ask for a parent-death signal, so this small script does before it turns into node; a signal once set stays
 over an exec. Run by its path and without `site`: to import rewarm would take longer than node itself.
@@ -21,6 +21,13 @@ _V8 = ("--max-old-space-size=65536", "--initial-heap-size=16", "--max-semi-space
 def main(argv: list[str]) -> None:
     kernel = runpy.run_path(os.path.join(_HERE, os.pardir, os.pardir, "kernel.py"))
     kernel["die_with"](int(argv[1]))
+    try:
+        for cgroup in argv[3:]:
+            kernel["join_cgroup"](cgroup)
+        if argv[2] != "none":
+            kernel["unshare"](argv[2] == "user")
+    except OSError as error:  # less isolation than hoped for is no reason not to start
+        print(f"this runtime is not isolated: {error}", file=sys.stderr, flush=True)
     os.dup2(int(argv[0]), _DATA_FD)
     kernel["close_from"](_DATA_FD + 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
