@@ -10,6 +10,9 @@ ARGS   ?=
 # ARGS="-n 0" for one process, as a debugger needs it.
 TEST_JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
+# What failed beside others is run once more, alone: only then has it failed.
+AGAIN  := echo "once more, one after the other: what failed" && \
+	$(BIN)/python -m pytest -q -n 0 --last-failed --last-failed-no-failures none
 # Servers to compare with; each gets an environment of its own: make bench-deps PEERS="mosec litserve"
 PEERS  ?= mosec
 
@@ -41,7 +44,7 @@ test: check test-interpreted test-compiled ## check, then every test, then the s
 # Compiled to bytecode first: hundreds of processes import it, also where PYTHONDONTWRITEBYTECODE is set.
 test-interpreted: $(STAMP_DEV)
 	@$(BIN)/python -m compileall -q src
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) $(ARGS) || { [ $$? = 1 ] && $(AGAIN); }
 
 # COMPILE_UNTIL: a moment (seconds since the epoch) after which a machine with a time limit does without.
 test-compiled: $(STAMP_DEV)
@@ -49,7 +52,8 @@ test-compiled: $(STAMP_DEV)
 		echo "test-compiled: skipped, too little time is left"; \
 	elif $(CAN_COMPILE); then \
 		$(MAKE) --no-print-directory compiled && \
-		PYTHONPATH=$(COMPILED) $(PYTEST) -q -o pythonpath= $(COMPILED_TESTS) $(ARGS); \
+		export PYTHONPATH=$(COMPILED) && \
+		{ $(PYTEST) -q -o pythonpath= $(COMPILED_TESTS) $(ARGS) || { [ $$? = 1 ] && $(AGAIN) -o pythonpath=; }; }; \
 	else echo "test-compiled: skipped, there is no C compiler or no Python.h (make system-deps)"; fi
 
 compiled: $(STAMP_COMPILED) ## the package with its hot path compiled, in build/compiled (needs a C compiler)
