@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,19 @@ class Namespaces:
 
     mode: str
     refused: str
+
+
+def begin_probe() -> Callable[[], str]:
+    """`probe().mode`, to be asked for when the first instance starts: found out meanwhile, so that the start of a
+    server does not wait for it."""
+    thread = threading.Thread(target=probe, name="probe", daemon=True)
+    thread.start()
+
+    def mode() -> str:
+        thread.join()
+        return probe().mode
+
+    return mode
 
 
 @functools.cache

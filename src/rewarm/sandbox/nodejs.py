@@ -97,7 +97,7 @@ class Runtimes:
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, reaper: Reaper, sink: Sink, clock: Clock, gone: Callable[[], None],
-        cgroups: Cgroups, namespaces: str,
+        cgroups: Cgroups, namespaces: Callable[[], str],
     ) -> None:  # fmt: skip
         self._loop = loop
         self._reaper = reaper
@@ -122,7 +122,7 @@ class Runtimes:
         self._started += 1
         group = self._cgroups.make(f"runtime-{self._started}")
         try:
-            runtime = Runtime(key, since_s, group, self._namespaces)
+            runtime = Runtime(key, since_s, group, self._namespaces())
         except OSError as error:
             if group is not None:
                 group.release(self._loop)

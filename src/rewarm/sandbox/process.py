@@ -28,7 +28,7 @@ from rewarm.kernel import PACKET_BYTES_MAX, SINGLE_THREADED_ENV
 from rewarm.pump import Pump
 from rewarm.sandbox.box import Box, remove_scratch
 from rewarm.sandbox.cgroup import Cgroups
-from rewarm.sandbox.isolation import NONE, Isolation, probe
+from rewarm.sandbox.isolation import NONE, Isolation, begin_probe
 from rewarm.sandbox.nodejs import Runtimes
 from rewarm.sandbox.port import Node, Sink
 from rewarm.sandbox.reaper import Reaper
@@ -82,7 +82,7 @@ class ProcessDriver:
         self._session = os.getsid(0)
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._cgroups = Cgroups(self._run_dir, self._isolation.cgroups)
-        self._namespaces = probe().mode if self._isolation.namespaces else NONE
+        self._namespaces = begin_probe() if self._isolation.namespaces else lambda: NONE
         self._runtimes = Runtimes(
             self._loop, self._reaper, sink, self._clock, self._signal_closed, self._cgroups, self._namespaces
         )
@@ -125,7 +125,7 @@ class ProcessDriver:
             return
         order = {
             "op": "instance", "id": box.id, "scratch": str(box.scratch), "memory_bytes": box.spec.memory_bytes,
-            "namespaces": self._namespaces, "cgroup": None if box.group is None else str(box.group.folder),
+            "namespaces": self._namespaces(), "cgroup": None if box.group is None else str(box.group.folder),
         }  # fmt: skip
         if box.group is not None:
             box.group.limit(box.spec.memory_bytes)
@@ -384,6 +384,7 @@ class ProcessDriver:
             await asyncio.sleep(_LATE_SWEEP_S)
             self._reaper.sweep(self._session)
         self._reaper.close()
+        self._namespaces()  # its process is over, too
         if self._own_pump:
             self._pump.close()
         await self._loop.run_in_executor(None, self._clear)
