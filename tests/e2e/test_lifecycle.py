@@ -96,7 +96,8 @@ def test_scale_to_zero_and_back(start: Callable[..., Any], until: Any) -> None:
     server = start("--keepalive", "fixed:user_s=0.3,lang_s=1.2,bare_s=0.2")
     server.deploy(HELLO, handler="app.handler", name="hello")
     server.deploy(SUM, name="sum")
-    assert server.processes() == [server.process.pid]  # nothing is started before anybody asks
+    # nothing is started before anybody asks, but the probe of what the machine allows
+    until(lambda: server.processes() == [server.process.pid], "an unused server is alone")
     first = server.invoke("hello")
     assert (first.status, first.headers["rewarm-start"]) == (200, "cold")
     assert float(first.headers["rewarm-init-ms"]) > 0
@@ -362,7 +363,7 @@ def test_kill_9_leaves_nothing_and_functions_come_back(start: Callable[..., Any]
     until(lambda: not server.processes(), "everything dies with the server")
     busy.join()
     again = start(home=server.home)
-    assert again.processes() == [again.process.pid]
+    until(lambda: again.processes() == [again.process.pid], "its probe of what the machine allows is over")
     assert list((again.home / "run").iterdir()) == []
     assert again.function("hello")["version"] == 2
     assert again.invoke("hello", 5).json()["event"] == 5 and again.invoke("sum", [1, 2]).json() == 3
