@@ -180,7 +180,7 @@ class Meter:
         layer = self._layers.pop(node, None)
         if layer is None:
             return
-        if node in self._busy:
+        if isinstance(node, int) and node in self._busy:
             self._stops(node, layer, now)
         layer.stir(now)
         self.wasted_byte_s[layer.layer] += layer.idle_byte_s

@@ -10,12 +10,12 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from rewarm.errors import BadDefinition
+from rewarm.facts.lang_key import LangKey as LangKey
 
 Kind = Literal["predict", "handler"]
 Runtime = Literal["python", "nodejs"]
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
-_PACKAGE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 #: Open Inference Protocol datatype → numpy dtype name. BYTES travels as length-prefixed strings.
 DATATYPES: dict[str, str] = {
@@ -60,40 +60,6 @@ class Tensor:
     def datatype(self) -> str:
         """The Open Inference Protocol's name of the dtype, e.g. FP32."""
         return DTYPES[self.dtype]
-
-
-@dataclass(frozen=True, slots=True)
-class LangKey:
-    """The key of a Lang layer: a runtime with a set of packages imported. Keys form a tree by inclusion."""
-
-    packages: tuple[str, ...] = ()
-    runtime: str = "python"
-    _hash: int = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        for package in self.packages:
-            if not isinstance(package, str) or _PACKAGE.fullmatch(package) is None:
-                raise BadDefinition(f"{package!r} in preload is not the name of a package")
-        object.__setattr__(self, "packages", tuple(sorted(set(self.packages))))
-        object.__setattr__(self, "_hash", hash((self.packages, self.runtime)))
-
-    def __hash__(self) -> int:
-        return self._hash  # keys are looked up a dozen times in each start
-
-    def __reduce__(self) -> tuple[type[LangKey], tuple[tuple[str, ...], str]]:
-        return LangKey, (self.packages, self.runtime)  # made anew: hashes of text differ between processes
-
-    @property
-    def forks(self) -> bool:
-        """False: a started runtime of this key is no zygote but becomes one instance, and is used up by that."""
-        return self.runtime != "nodejs"
-
-    def covers(self, other: LangKey) -> bool:
-        """True if a zygote of this key may be the ancestor of `other` (equal keys included)."""
-        return self.forks and self.runtime == other.runtime and set(self.packages) <= set(other.packages)
-
-    def __str__(self) -> str:
-        return "+".join((self.runtime, *self.packages))
 
 
 @lru_cache(maxsize=1024)

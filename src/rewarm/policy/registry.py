@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from rewarm.errors import BadDefinition
@@ -141,7 +142,7 @@ def _value(key: str, value: Any) -> Any:
 
 def _fit(spec: PolicySpec, factory: Callable[..., Any], skip: int) -> dict[str, Any]:
     """The parameters of `spec` as `factory` names them, durations in seconds. The first `skip` are not for callers."""
-    known = list(inspect.signature(factory).parameters.values())[skip:]
+    known = list(_parameters(factory).values())[skip:]
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
         return {key: _value(key, value) for key, value in spec.params.items()}
     known = [parameter for parameter in known if parameter.name != _PROFILE]
@@ -162,8 +163,14 @@ def _fit(spec: PolicySpec, factory: Callable[..., Any], skip: int) -> dict[str, 
     return fitted
 
 
+@lru_cache(maxsize=256)
+def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Kept, because each function deployed asks."""
+    return inspect.signature(factory).parameters
+
+
 def _takes_profile(factory: Callable[..., Any]) -> bool:
-    return _PROFILE in inspect.signature(factory).parameters
+    return _PROFILE in _parameters(factory)
 
 
 def _find(kind: str, menu: Mapping[str, Callable[..., Any]], name: str) -> Callable[..., Any]:

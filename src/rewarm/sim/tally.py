@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from rewarm.core.meter import Meter
 from rewarm.facts.request import Request
@@ -26,6 +27,18 @@ class FunctionTally:
         self.started = 0  # calls that waited for a start of any kind
         self.cold = 0  # those of them that found nothing at all
         self.startup_s = 0.0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.name, self.costs, self.calls, self.started, self.cold, self.startup_s)
+
+
+def _unpickled(
+    name: str, costs: FunctionCosts, calls: int, started: int, cold: int, startup_s: float
+) -> FunctionTally:  # fmt: skip
+    """A tally that another process counted: compiled classes do not find their way back by themselves."""
+    tally = FunctionTally(name, costs)
+    tally.calls, tally.started, tally.cold, tally.startup_s = calls, started, cold, startup_s
+    return tally
 
 
 class Tally:

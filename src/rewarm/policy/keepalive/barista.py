@@ -36,6 +36,7 @@ _PERIODS_S = (_DAY_S, _DAY_S / 2, _DAY_S / 3, _DAY_S / 4, 3600.0, 1800.0)
 _FADE = 0.998  # of a slot's weight with each that follows
 _RIDGE = 0.3  # pulls trend and seasons to nothing while there is little to learn them from,
 _RIDGE_LEVEL = 1e-6  # but hardly the level
+_FIT_EVERY, _FIT_EACH_UNTIL = 4, 24  # slots that are learnt from at a time, once so many are known
 _ERRORS_MAX = 24
 _NEAR, _AHEAD_MAX = 2, 288  # slots: the running one and the next; how far a need is looked for
 _LATENCIES_MAX = 128
@@ -47,7 +48,9 @@ _DROP = Drop()
 class SlotForecast:
     """Requests by slot: `add` what came in the slots that have ended, ask `ahead` for those to come."""
 
-    __slots__ = ("_day", "_diagonal", "_errors", "_fit", "_gram", "_known", "_moment", "_pull", "next_slot")
+    __slots__ = (
+        "_day", "_diagonal", "_errors", "_fit", "_gram", "_known", "_moment", "_pull", "_waiting", "next_slot",
+    )  # fmt: skip
 
     def __init__(self, slots_a_day: int, first_slot: int) -> None:
         import numpy as np  # here, because code that only names a policy must not pay for it
@@ -60,14 +63,26 @@ class SlotForecast:
         self._moment: Floats = np.zeros(len(self._pull))
         self._fit: Floats = np.zeros(len(self._pull))
         self._errors: deque[float] = deque(maxlen=_ERRORS_MAX)
+        self._waiting: list[float] = []  # counts of the slots before `next_slot` that the fit has not learnt from
 
-    def add(self, counts: Floats) -> None:
-        """The numbers of requests in the slots from `next_slot` on."""
+    def add(self, counts: list[float]) -> None:
+        """The numbers of requests in the slots from `next_slot` on.
+
+        Each is compared with its forecast at once; the fit moves slowly and follows a few slots at a time.
+        """
+        expected = (self._rows(self.next_slot, len(counts)) @ self._fit).tolist()
+        self._errors.extend([count - e for count, e in zip(counts, expected, strict=True)][-_ERRORS_MAX:])
+        self._waiting += counts
+        self.next_slot += len(counts)
+        if len(self._waiting) >= _FIT_EVERY or self.next_slot - self._known <= _FIT_EACH_UNTIL:
+            self._learn()
+
+    def _learn(self) -> None:
         import numpy as np
 
-        rows = self._rows(self.next_slot, len(counts))
-        self._errors.extend((counts - rows @ self._fit)[-_ERRORS_MAX:].tolist())
-        faded = rows if len(counts) == 1 else rows * _FADE ** np.arange(len(counts) - 1, -1, -1.0)[:, None]
+        counts, self._waiting = np.array(self._waiting), []
+        rows = self._rows(self.next_slot - len(counts), len(counts))
+        faded = rows * _FADE ** np.arange(len(counts) - 1, -1, -1.0)[:, None]
         whole = _FADE ** len(counts)
         self._gram *= whole
         self._gram += faded.T @ rows
@@ -75,7 +90,6 @@ class SlotForecast:
         self._moment *= whole
         self._moment += counts @ faded
         self._fit = np.linalg.solve(self._gram, self._moment)
-        self.next_slot += len(counts)
 
     def ahead(self, slots: int) -> Floats:
         """Expected requests in `next_slot` and those after it; never negative."""
@@ -88,11 +102,12 @@ class SlotForecast:
 
     def _carry(self) -> float:
         """How much of an error is still there a slot later: least squares on the recent ones, 0 to 1."""
-        import numpy as np
-
-        errors = np.array(self._errors)
-        squares = float(errors[:-1] @ errors[:-1])
-        products = float(errors[1:] @ errors[:-1])
+        products = squares = before = 0.0
+        for error in self._errors:
+            products += error * before
+            squares += error * error
+            before = error
+        squares -= before * before  # the last has no successor
         return min(max(products / squares, 0.0), 1.0) if squares > 0 else 0.0
 
     def _rows(self, first: int, count: int) -> Floats:
@@ -200,11 +215,8 @@ class Barista:
         ended = slot - demand.forecast.next_slot
         if ended <= 0:
             return demand
-        import numpy as np
-
-        counts = np.zeros(ended)
-        counts[0], demand.came = demand.came, 0
-        demand.forecast.add(counts)
+        demand.forecast.add([float(demand.came)] + [0.0] * (ended - 1))
+        demand.came = 0
         demand.needs = self._needs(demand, _NEAR)
         return demand
 

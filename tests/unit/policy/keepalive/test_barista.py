@@ -32,7 +32,7 @@ def steady(rule: Barista, per_slot: int, slots: int, run_s: float) -> list[Prewa
 
 def add(forecast: SlotForecast, counts: np.ndarray) -> None:
     for count in counts:
-        forecast.add(np.array([count]))
+        forecast.add([float(count)])
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_empty_slots_count_one_by_one_or_at_once() -> None:
     one, all_at_once = SlotForecast(288, 7), SlotForecast(288, 7)
     counts = [5.0, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0]
     for count in counts:
-        one.add(np.array([count]))
-    all_at_once.add(np.array(counts))
+        one.add([count])
+    all_at_once.add(counts)
     assert one.next_slot == all_at_once.next_slot == 14
     assert one._fit == pytest.approx(all_at_once._fit)
 
