@@ -36,7 +36,7 @@ _PERIODS_S = (_DAY_S, _DAY_S / 2, _DAY_S / 3, _DAY_S / 4, 3600.0, 1800.0)
 _FADE = 0.998  # of a slot's weight with each that follows
 _RIDGE = 0.3  # pulls trend and seasons to nothing while there is little to learn them from,
 _RIDGE_LEVEL = 1e-6  # but hardly the level
-_FIT_EVERY, _FIT_EACH_UNTIL = 4, 24  # slots that are learnt from at a time, once so many are known
+_FIT_SHARE, _FIT_EVERY = 6, 12  # the fit follows once a sixth as many slots have come as it knows, or twelve
 _ERRORS_MAX = 24
 _NEAR, _AHEAD_MAX = 2, 288  # slots: the running one and the next; how far a need is looked for
 _LATENCIES_MAX = 128
@@ -74,7 +74,8 @@ class SlotForecast:
         self._errors.extend([count - e for count, e in zip(counts, expected, strict=True)][-_ERRORS_MAX:])
         self._waiting += counts
         self.next_slot += len(counts)
-        if len(self._waiting) >= _FIT_EVERY or self.next_slot - self._known <= _FIT_EACH_UNTIL:
+        fitted = self.next_slot - self._known - len(self._waiting)
+        if len(self._waiting) >= min(fitted // _FIT_SHARE, _FIT_EVERY):
             self._learn()
 
     def _learn(self) -> None:
