@@ -17,6 +17,7 @@ REPLY (worker → server): `number` is microseconds inside user code; then `coun
 Where nothing but the body differs (one kind and no meta; or 200, one form, no flags and no meta), `flag` is
 1 + 2 × kind (or form), and instead of heads there are `count` body lengths, u32: the usual batch costs one `pack`.
 HELLO (worker → server): `number` is its pid. LOAD (to the worker), LOADED and FAILED (to the server): a JSON object.
+NOTED (to the server), just before the REPLY of an instance's first batch: a JSON object, how its weights were loaded.
 
 Both ends are ours and of one version, on a socketpair: a frame that does not parse is a bug or a worker that wrote
 where it must not, and ends the worker (`WireError`), never the server.
@@ -42,6 +43,7 @@ HELLO: Final = 3
 LOAD: Final = 4
 LOADED: Final = 5
 FAILED: Final = 6
+NOTED: Final = 7
 
 # How the caller spoke, and so how the worker decodes and answers.
 KIND_JSON: Final = 0
@@ -220,7 +222,7 @@ def reply_bytes_max(count: int) -> int:
 
 
 def encode_plain(frame_type: int, body: bytes = b"", number: int = 0) -> bytes:
-    """A frame without items: HELLO, LOAD, LOADED, FAILED."""
+    """A frame without items: HELLO, LOAD, LOADED, FAILED, NOTED."""
     return HEAD.pack(HEAD_BYTES + len(body), frame_type, 0, 0, number, 0) + body
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from rewarm.facts.sandbox import StartKind
@@ -22,6 +23,7 @@ class Request:
     init_s = 0.0
     started_s = 0.0
     log_tail = False  # the caller wants what its run wrote: the log is brought up to date before RunDone
+    loaded: Mapping[str, float] | None = None  # how the weights came, if it ran in the first batch of its instance
     sandbox_id = 0  # of the instance that runs the batch; on the batch's first request only
 
     def __init__(self, function: str, arrived_s: float, deadline_s: float, payload: Any = None) -> None:

@@ -7,12 +7,7 @@ Only when both are known are its answers complete, and only then is Exited poste
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +19,6 @@ from rewarm.errors import RewarmError, SandboxFailed, from_code
 from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import SandboxState
-from rewarm.kernel import PACKET_BYTES_MAX, SINGLE_THREADED_ENV
 from rewarm.pump import Pump
 from rewarm.sandbox.box import Box, remove_scratch
 from rewarm.sandbox.cgroup import Cgroups
@@ -32,24 +26,13 @@ from rewarm.sandbox.isolation import NONE, Isolation, begin_probe
 from rewarm.sandbox.nodejs import Runtimes
 from rewarm.sandbox.port import Node, Sink
 from rewarm.sandbox.reaper import Reaper
+from rewarm.sandbox.zygotes import Zygotes
 
 _SWEEP_AFTER_S = 0.5
 _CLOSE_TIMEOUT_S = 10.0
 _LATE_SWEEPS, _LATE_SWEEP_S = 5, 0.02
 _ALL: Final = Isolation()
 _INTRUDED = "its code wrote to the socket that belongs to the server"
-
-
-class _Zygote:
-    """One Lang layer on the server's side."""
-
-    def __init__(self, key: LangKey, control: socket.socket) -> None:
-        self.key = key
-        self.control = control
-        self.pid: int | None = None
-        self.alive = self.dropped = False
-        self.eof = self.reaped = False
-        self.error: str | None = None
 
 
 class ProcessDriver:
@@ -66,7 +49,6 @@ class ProcessDriver:
         self._own_pump = pump is None
         self._pump = Pump() if pump is None else pump
         self._boxes: dict[int, Box] = {}
-        self._zygotes: dict[LangKey, _Zygote] = {}
         self._closing: asyncio.Event | None = None
         self._handlers = {
             m.RaiseBare: self._raise_bare, m.RaiseLang: self._raise_lang, m.Fork: self._fork,
@@ -83,6 +65,7 @@ class ProcessDriver:
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._cgroups = Cgroups(self._run_dir, self._isolation.cgroups)
         self._namespaces = begin_probe() if self._isolation.namespaces else lambda: NONE
+        self._zygotes = Zygotes(self._loop, self._reaper, sink, self._signal_closed)
         self._runtimes = Runtimes(
             self._loop, self._reaper, sink, self._clock, self._signal_closed, self._cgroups, self._namespaces
         )
@@ -92,7 +75,7 @@ class ProcessDriver:
 
     def pids(self) -> dict[Node, int]:
         pids: dict[Node, int] = {box.id: box.pid for box in self._boxes.values() if box.pid is not None}
-        pids.update({z.key: z.pid for z in self._zygotes.values() if z.pid is not None})
+        pids.update(self._zygotes.pids())
         pids.update(self._runtimes.pids())
         return pids
 
@@ -117,7 +100,6 @@ class ProcessDriver:
 
     def _fork(self, effect: m.Fork) -> None:
         box = self._boxes[effect.sandbox_id]
-        zygote = self._zygotes.get(effect.key)
         box.spec = effect.spec
         box.since_s = self._clock()
         if not effect.key.forks:
@@ -130,10 +112,7 @@ class ProcessDriver:
         if box.group is not None:
             box.group.limit(box.spec.memory_bytes)
         try:
-            if zygote is None or not zygote.alive:
-                raise OSError("its runtime has just ended")
-            packet = json.dumps(order).encode()
-            socket.send_fds(zygote.control, [packet], [box.far_channel.fileno(), box.far_log_fd])
+            self._zygotes.fork(effect.key, order, [box.far_channel.fileno(), box.far_log_fd])
         except OSError as error:
             self._give_up(box, SandboxFailed(f"an instance could not be forked: {error}"))
             return
@@ -193,6 +172,8 @@ class ProcessDriver:
             _, frame_type, flag, count, number, sequence = wire.HEAD.unpack_from(frame)
             if frame_type == wire.REPLY:
                 self._reply(box, frame, (flag, count), number, sequence)
+            elif frame_type == wire.NOTED and box.batch is not None:
+                self._noted(box, frame[wire.HEAD_BYTES :])
             elif frame_type == wire.HELLO and box.pid is None:
                 box.pid = number
                 self._reaper.watch(number, box.ended)
@@ -240,6 +221,16 @@ class ProcessDriver:
             self._sink.post(m.RunDone(box.id, run_us * 1e-6))  # first: the instance works while we answer
             self._sink.answer(requests, answers, run_us)
 
+    def _noted(self, box: Box, body: bytes) -> None:
+        """How the weights of its first batch were loaded: for the callers, and for whoever counts."""
+        try:
+            loaded = {str(name): float(value) for name, value in orjson.loads(body).items()}
+        except (AttributeError, TypeError, ValueError):
+            box.stop(_INTRUDED)
+            return
+        for request in box.batch or ():
+            request.loaded = loaded
+
     def _log(self, box: Box, chunk: bytes) -> None:
         self._sink.log(box.spec.name, box.id, chunk)
 
@@ -262,106 +253,18 @@ class ProcessDriver:
 
     def _forking(self) -> bool:
         """A process is on its way whose pid nobody knows yet."""
-        boxes, zygotes = self._boxes.values(), self._zygotes.values()
-        return any(b.pid is None and b.far_log_fd < 0 for b in boxes) or any(z.pid is None for z in zygotes)
-
-    # ------------------------------------------------------------ zygotes
+        boxes = self._boxes.values()
+        return any(b.pid is None and b.far_log_fd < 0 for b in boxes) or self._zygotes.rising
 
     def _raise_lang(self, effect: m.RaiseLang) -> None:
-        if not effect.key.forks:
+        if effect.key.forks:
+            self._zygotes.start(effect.key, effect.parent)
+        else:
             self._runtimes.start(effect.key)
-            return
-        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        near.setblocking(False)
-        zygote = self._zygotes[effect.key] = _Zygote(effect.key, near)
-        parent = self._zygotes.get(effect.parent) if effect.parent is not None else None
-        packages = effect.key.packages
-        try:
-            if parent is not None and parent.alive:
-                order = json.dumps({"op": "zygote", "packages": packages}).encode()
-                socket.send_fds(parent.control, [order], [far.fileno()])
-            else:
-                zygote.pid = self._spawn(far.fileno(), packages)
-        except OSError as error:
-            del self._zygotes[effect.key]
-            near.close()
-            self._sink.post(m.LangExited(effect.key, SandboxFailed(f"no process for runtime {effect.key}: {error}")))
-            return
-        finally:
-            far.close()
-        if zygote.pid is not None:
-            self._reaper.watch(zygote.pid, lambda _: self._zygote_reaped(zygote))
-        self._loop.add_reader(near.fileno(), self._zygote_readable, zygote)
-
-    def _spawn(self, control_fd: int, packages: tuple[str, ...]) -> int:
-        """A fresh interpreter: the root of a tree of zygotes."""
-        command = [sys.executable, "-P", "-m", "rewarm.worker.zygote", str(control_fd), str(os.getpid()), *packages]
-        process = subprocess.Popen(
-            command, pass_fds=[control_fd], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            env={**os.environ, **SINGLE_THREADED_ENV},
-        )  # fmt: skip
-        process.returncode = 0  # the reaper waits for it, not subprocess
-        return process.pid
-
-    def _zygote_readable(self, zygote: _Zygote) -> None:
-        try:
-            packet = zygote.control.recv(PACKET_BYTES_MAX)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            packet = b""
-        if not packet:
-            zygote.eof = True
-            self._loop.remove_reader(zygote.control.fileno())
-            self._maybe_zygote_gone(zygote)
-            return
-        report = json.loads(packet)
-        if report["op"] == "born":
-            zygote.pid = int(report["pid"])
-            self._reaper.watch(zygote.pid, lambda _: self._zygote_reaped(zygote))
-            if zygote.dropped:
-                self._kill_zygote(zygote)
-        elif report["op"] == "alive":
-            zygote.alive = not zygote.dropped
-            if zygote.alive:
-                self._sink.post(m.LangRaised(zygote.key, float(report["seconds"])))
-        elif report["op"] == "failed":
-            zygote.error = str(report["error"])
-        elif report["op"] == "refused":
-            zygote.error = str(report["error"])
-            self._kill_zygote(zygote)
 
     def _drop_lang(self, effect: m.DropLang) -> None:
-        zygote = self._zygotes.get(effect.key)
-        if zygote is not None:
-            zygote.dropped = True
-            zygote.alive = False
-            self._kill_zygote(zygote)
+        self._zygotes.drop(effect.key)
         self._runtimes.drop(effect.key)
-
-    def _kill_zygote(self, zygote: _Zygote) -> None:
-        if zygote.pid is not None and not zygote.reaped:
-            os.kill(zygote.pid, signal.SIGKILL)
-
-    def _zygote_reaped(self, zygote: _Zygote) -> None:
-        zygote.reaped = True
-        self._maybe_zygote_gone(zygote)
-
-    def _maybe_zygote_gone(self, zygote: _Zygote) -> None:
-        if (
-            self._zygotes.get(zygote.key) is not zygote
-            or not zygote.eof
-            or (zygote.pid is not None and not zygote.reaped)
-        ):
-            return
-        del self._zygotes[zygote.key]
-        zygote.control.close()
-        error: RewarmError | None = None
-        if not zygote.dropped:
-            what = "ended" if zygote.alive else "cannot start"
-            error = from_code("start_failed", f"runtime {zygote.key} {what}: {zygote.error or 'its process is gone'}")
-        self._sink.post(m.LangExited(zygote.key, error))
-        self._signal_closed()
 
     # ------------------------------------------------------------ the end
 
@@ -371,8 +274,7 @@ class ProcessDriver:
         late_sweeps = _LATE_SWEEPS if self._forking() else 0
         for box in list(self._boxes.values()):
             self._destroy(m.Destroy(box.id, "shutdown"))
-        for zygote in list(self._zygotes.values()):
-            self._drop_lang(m.DropLang(zygote.key, "shutdown"))
+        self._zygotes.drop_all()
         self._runtimes.drop_all()
         self._signal_closed()
         try:

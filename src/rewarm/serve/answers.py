@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -60,6 +61,19 @@ def timing(call: Call, run_us: int, size: int) -> bytes:
         b"rewarm-run-ms: %.3f\r\nrewarm-batch-size: %d\r\n"
         % (_START[call.start], queue_ms, call.init_s * 1e3, run_us * 1e-3, size)
     )
+
+
+#: What a worker reports of its weights (worker.weights.Weights.report) → its name in the header.
+_LOADED = {
+    "ttfi_ms": "ttfi-ms", "predicted_ms": "predicted-ms", "bubble_ms": "bubble-ms", "read_bytes": "read-bytes",
+    "pinned_bytes": "pinned-bytes", "bandwidth_mb_s": "bandwidth-mb-s",
+}  # fmt: skip
+
+
+def loaded_line(loaded: Mapping[str, float]) -> bytes:
+    """How the weights came, as a dictionary of RFC 9651: `rewarm-weights: ttfi-ms=156.0, bubble-ms=52.1, …`."""
+    said = ", ".join(f"{name}={loaded[key]:.1f}" for key, name in _LOADED.items() if key in loaded)
+    return b"rewarm-weights: %s\r\n" % said.encode()
 
 
 def warm_forms(run_us: int, size: int, common: bytes) -> tuple[bytes, bytes]:

@@ -125,6 +125,8 @@ class Door:
                     stats.errors += 1
             if lane is not None:
                 extra = common if not call.log_tail else common + self._tail(call, requests, run_us)
+                if call.loaded is not None:
+                    extra += answers.loaded_line(call.loaded)
                 ready.append((lane, call, answers.render(call, reply, run_us, size, extra)))
         for lane, call, answer in ready:
             lane.finish(call, answer)
