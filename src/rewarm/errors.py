@@ -24,6 +24,7 @@ RewarmError
     ├── HomeLocked
     ├── HomeTooNew
     ├── PortInUse
+    ├── WeightsCorrupt          500  a pack, or a file it refers to, is missing or not what was written: deploy again
     └── SandboxFailed           500
 
 `status` is the HTTP status, `code` the stable word in the JSON answer, `exit_code` what the CLI exits with,
@@ -176,6 +177,10 @@ class HomeTooNew(SystemFault):
 
 class PortInUse(SystemFault):
     code = "port_in_use"
+
+
+class WeightsCorrupt(SystemFault):
+    code = "weights_corrupt"
 
 
 class SandboxFailed(SystemFault):

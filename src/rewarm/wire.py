@@ -17,7 +17,7 @@ REPLY (worker → server): `number` is microseconds inside user code; then `coun
 Where nothing but the body differs (one kind and no meta; or 200, one form, no flags and no meta), `flag` is
 1 + 2 × kind (or form), and instead of heads there are `count` body lengths, u32: the usual batch costs one `pack`.
 HELLO (worker → server): `number` is its pid. LOAD (to the worker), LOADED and FAILED (to the server): a JSON object.
-NOTED (to the server), just before the REPLY of an instance's first batch: a JSON object, how its weights were loaded.
+NOTED (to the server), before the REPLY of the batch with which an instance's weights were loaded: JSON, how that went.
 
 Both ends are ours and of one version, on a socketpair: a frame that does not parse is a bug or a worker that wrote
 where it must not, and ends the worker (`WireError`), never the server.

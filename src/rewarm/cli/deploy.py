@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +12,7 @@ from rewarm.cli.client import connect
 from rewarm.cli.options import duration_text, json_option, size_text, url_option
 from rewarm.cli.output import console, emit_json, wants_progress
 from rewarm.errors import BadDefinition
+from rewarm.units import human_bytes
 
 if TYPE_CHECKING:
     from rewarm.bench.api import Api
@@ -33,6 +34,9 @@ _BAR_FROM_BYTES = 1 << 20
 @click.option("--keepalive", metavar="POLICY", help="none, fixed:ttl=10min, …; default: the server's.")
 @click.option("--max-instances", type=click.IntRange(1, 1000), help="Instances at a time.")
 @click.option("--preload", metavar="A,B", help="Packages imported in the Lang layer.")
+@click.option(
+    "--pin", metavar="SIZE", help="Weights that may stay in memory: auto, none, all, or a size such as 256MB."
+)
 @click.option("--env", multiple=True, metavar="K=V", help="An environment variable; may be repeated.")
 @url_option
 @json_option
@@ -70,9 +74,19 @@ def command(
         return
     verb = "unchanged" if done.get("unchanged") else "deployed"
     click.echo(f"{verb} {done['name']} version {done['version']} (sha256 {str(done['digest'])[:12]})")
+    packed = done.get("weights")
+    if packed:
+        click.echo(_packed(packed))
     click.echo(
         f"next: rewarm invoke {shlex.quote(str(done['name']))} --data …" + ("" if _default(url) else f" --url {url}")
     )
+
+
+def _packed(weights: Mapping[str, Any]) -> str:
+    if not weights["packed"]:
+        return f"weights not packed: {weights['why']}"
+    order = "in execution order" if weights["order"] == "traced" else "in the order of registration"
+    return f"weights packed: {human_bytes(weights['bytes'])} in {weights['layers']} layers, {order}"
 
 
 def _upload(api: Api, shipment: Shipment, as_json: bool) -> dict[str, Any]:

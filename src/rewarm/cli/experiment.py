@@ -11,6 +11,7 @@ import click
 from rewarm.cli.client import connect
 from rewarm.cli.experiment_density import density
 from rewarm.cli.experiment_starts import starts
+from rewarm.cli.experiment_streaming import streaming
 from rewarm.cli.options import json_option
 from rewarm.cli.output import emit_json, progress_bar, show_table, show_verdicts
 
@@ -29,11 +30,13 @@ def command() -> None:
       rewarm experiment density --quick
       rewarm experiment keepalive --quick
       rewarm experiment starts --save costs.toml
+      rewarm experiment streaming --quick
     """
 
 
 command.add_command(density)
 command.add_command(starts)
+command.add_command(streaming)
 
 
 @command.command("batching", short_help="Batching policies against each other.")

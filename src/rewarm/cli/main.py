@@ -29,6 +29,7 @@ COMMANDS = {
     "logs": "logs",
     "rm": "rm",
     "load": "load",
+    "pack": "pack",
     "profile": "profile",
     "experiment": "experiment",
     "sim": "sim",

@@ -13,7 +13,8 @@ from rewarm.cli.output import emit_json, show_table
 from rewarm.units import human_bytes, human_seconds
 
 _TITLES = ["what", "id", "version", "state", "pid", "memory", "start-up", "uses", "saved", "idle", "expires"]
-_LAYERS = ("user", "lang", "bare")  # dearest first
+_MODEL_TITLES = ["weights", "functions", "size", "pinned", "pin", "bandwidth", "expected", "last", "bubble"]
+_LAYERS = ("model", "user", "lang", "bare")  # dearest first
 
 Nodes = Sequence[Mapping[str, Any]]
 
@@ -41,6 +42,11 @@ def command(url: str, as_json: bool) -> None:
         show_table(_TITLES, rows, right=[title for title in _TITLES if title not in ("what", "state")])
     else:
         click.echo("nothing is alive")
+    if alive["models"]:
+        click.echo()
+        right = ["size", "pinned", "bandwidth", "expected", "last", "bubble"]
+        show_table(_MODEL_TITLES, [_model(model) for model in alive["models"]], right=right)
+        click.echo("expected, last: from the start of a load to the end of the first inference; bubble: waits in it\n")
     _show_ledger(alive["ledger"])
     meter = alive["meter"]
     if any(meter[name] for name in ("used_mb_s", "wasted_mb_s", "evictions")):
@@ -48,6 +54,17 @@ def command(url: str, as_json: bool) -> None:
             f"idle memory so far: {meter['used_mb_s']:,.0f} MB·s used, {meter['wasted_mb_s']:,.0f} MB·s wasted, "
             f"{meter['evictions']} layers evicted"
         )
+
+
+def _model(model: Mapping[str, Any]) -> list[str]:
+    last = model["last_load"] or {}
+    kept = "" if model["locked"] or not model["held_bytes"] else " (touched)"
+    return [
+        model["key"][:12], ", ".join(model["functions"]), human_bytes(model["weights_bytes"]),
+        human_bytes(model["pinned_bytes"]) + kept, str(model["pin"]), f"{human_bytes(model['bandwidth_bytes_s'])}/s",
+        f"{model['expected_ttfi_ms']:.0f} ms", f"{last['ttfi_ms']:.0f} ms" if "ttfi_ms" in last else "",
+        f"{last['bubble_ms']:.0f} ms" if "bubble_ms" in last else "",
+    ]  # fmt: skip
 
 
 def _show_ledger(ledger: Mapping[str, Any]) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rewarm.control.models import ModelDesk
 from rewarm.core.meter import Meter
+from rewarm.core.models import Model
 from rewarm.core.node import Node
 from rewarm.core.tree import Branch, lang_id, tree
 from rewarm.facts.sandbox import Layer
+from rewarm.obs.stats import FunctionStats
 from rewarm.units import MB
 
 _LAYERS = (Layer.BARE, Layer.LANG, Layer.USER)
@@ -38,10 +41,32 @@ def _branch(branch: Branch) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def models(node: Node, desk: ModelDesk, stats: Mapping[str, FunctionStats], now: float) -> list[dict[str, Any]]:
+    """Every pack that functions use: its size, what is pinned of it and why, and how its last load went."""
+    return [
+        {
+            "key": model.key, "functions": sorted(model.wishes), "pin": model.pin,
+            "weights_bytes": sum(layer.size_bytes for layer in model.layers),
+            "streamed_bytes": sum(layer.size_bytes for layer in model.layers if not layer.on_demand),
+            "pinned_bytes": model.pinned_bytes, "bandwidth_bytes_s": model.bandwidth_bytes_s,
+            "cold_per_h": model.cold_per_s(now) * 3600.0, "expected_ttfi_ms": model.ttfi_s * 1e3,
+            **desk.told(model.key), "last_load": _last_load(model, stats),
+        }
+        for model in node.pool.models.by_key.values()
+    ]  # fmt: skip
+
+
+def _last_load(model: Model, stats: Mapping[str, FunctionStats]) -> dict[str, float] | None:
+    """Of whichever of its functions loaded it last; that cannot be told, so of the first that did."""
+    loadings = (stats[name].loadings for name in sorted(model.wishes) if name in stats)
+    return next((dict(loading[-1]) for loading in loadings if loading), None)
+
+
 def ledger(node: Node, branches: list[dict[str, Any]]) -> dict[str, Any]:
     """The account and its sums by layer. `ending_bytes` are of what was told to end and has not gone yet."""
     account = node.pool.ledger
     by_layer = {layer.name.lower(): 0 for layer in _LAYERS}
+    by_layer["model"] = sum(model.pinned_bytes for model in node.pool.models.by_key.values())
     for branch in branches:
         by_layer[branch["layer"]] += branch["resident_bytes"]
     return {

@@ -10,7 +10,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from rewarm.control import child, overrides
+from rewarm.control import child, overrides, packing
 from rewarm.errors import BadDefinition, from_code
 from rewarm.facts.function import FunctionSpec, Revision
 from rewarm.policy import registry
@@ -21,10 +21,11 @@ INSPECT_TIMEOUT_S = 120.0
 _INSPECT_DATA_BYTES = 4 << 30
 
 
-def deploy(store: Store, upload: Path) -> tuple[Revision, bool]:
+def deploy(store: Store, upload: Path) -> tuple[Revision, bool, dict[str, Any]]:
     """Publish what `upload` (a tar file, see store.archive) holds.
 
-    Returns the revision and whether it was already the current one. Raises BadRequest, BadDefinition, StartFailed
+    Returns the revision, whether it was already the current one, and what became of packing its weights ({} if it has
+    none). Raises BadRequest, BadDefinition, StartFailed
     (does not import), or a SystemFault of the store; nothing is left behind then.
     """
     staged = store.stage()
@@ -34,12 +35,13 @@ def deploy(store: Store, upload: Path) -> tuple[Revision, bool]:
         spec = overrides.apply(spec, request.name, request.overrides)
         # The policy is built as it will be: one that plans with a profile says now that there is none.
         admit = functools.partial(registry.batching, spec.batching, spec)
-        revision, unchanged = store.deploy(staged, spec, admit)
+        packed: dict[str, Any] = {}
+        revision, unchanged = store.deploy(staged, spec, admit, lambda what: packed.update(packing.pack(store, what)))
     except BaseException:
         if staged.exists():
             store.discard(staged)
         raise
-    return revision, unchanged
+    return revision, unchanged, packed
 
 
 def _look_inside(staged: Path, request: archive.DeployRequest) -> FunctionSpec:

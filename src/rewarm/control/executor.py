@@ -12,12 +12,13 @@ from collections import deque
 from typing import Protocol
 
 from rewarm.clock import Clock, system_clock
+from rewarm.control.models import ModelDesk
 from rewarm.core.meter import Meter
 from rewarm.core.node import Node
 from rewarm.errors import RewarmError
 from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey
-from rewarm.facts.request import Request
+from rewarm.facts.request import Loading, Request
 from rewarm.facts.sandbox import SandboxState
 from rewarm.obs.logs import LogStore
 from rewarm.obs.metrics import LayerTimes
@@ -39,7 +40,10 @@ class Callers(Protocol):
 class Executor:
     """The live driver of one Node; the sink of its sandbox driver."""
 
-    def __init__(self, node: Node, driver: SandboxDriver, logs: LogStore, clock: Clock = system_clock) -> None:
+    def __init__(
+        self, node: Node, driver: SandboxDriver, logs: LogStore, clock: Clock = system_clock,
+        models: ModelDesk | None = None,
+    ) -> None:  # fmt: skip
         self.node = node
         self.driver = driver
         self.logs = logs
@@ -47,6 +51,7 @@ class Executor:
         self.meter = Meter()
         self.stats: dict[str, FunctionStats] = {}
         self._clock = clock
+        self._models = models
         self._callers: Callers | None = None
         self._inbox: deque[m.Event] = deque()
         self._handling = False
@@ -60,6 +65,8 @@ class Executor:
         self._loop = asyncio.get_running_loop()
         self._callers = callers
         self.driver.attach(self)
+        if self._models is not None:
+            self._models.start(self.post)
 
     # ------------------------------------------------------------ events in, effects out
 
@@ -113,9 +120,17 @@ class Executor:
         for effect in effects:
             if type(effect) is m.Reject:
                 self._reject(effect[0], effect[1])
+            elif type(effect) is m.Pin:
+                self._desk().pin(effect.key, effect.size_bytes)
+            elif type(effect) is m.Prefetch:
+                self._desk().prefetch(effect.key)
             else:
                 self.meter.effect(effect, now)
                 self.driver.carry_out(effect)
+
+    def _desk(self) -> ModelDesk:
+        assert self._models is not None, "only revisions with a pack have models, and the desk gave it to them"
+        return self._models
 
     def _reject(self, request: Request, error: RewarmError) -> None:
         stats = self.stats.get(request.function)
@@ -139,7 +154,18 @@ class Executor:
 
     def answer(self, requests: list[Request], answers: list[AnyAnswer], run_us: int) -> None:
         assert self._callers is not None
+        if requests[0].loaded is not None:
+            self._loaded(requests[0].function, requests[0].loaded)
         self._callers.answer(requests, answers, run_us)
+
+    def _loaded(self, function: str, loaded: Loading) -> None:
+        """The first batch of an instance told how its weights came."""
+        model = self.node.pool.models.by_function.get(function)
+        stats = self.stats.get(function)
+        if stats is not None:
+            stats.loaded(loaded.figures)
+        if model is not None and loaded.compute_s:
+            self.post(m.Computed(model.key, loaded.compute_s))
 
     def log(self, function: str, sandbox_id: int, chunk: bytes) -> None:
         if function in self.node.functions:  # else it was removed, and its log with it
@@ -207,6 +233,8 @@ class Executor:
         if self._timer is not None:
             self._timer.cancel()
         await self.driver.close()
+        if self._models is not None:
+            await self._models.close()
 
 
 def _why(error: RewarmError | None) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rewarm.define import check_spec
+from rewarm.define import check_spec, pin_of
 from rewarm.errors import BadDefinition
 from rewarm.facts.function import FunctionSpec, PolicySpec
 from rewarm.policy import registry
@@ -45,6 +45,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "max_instances": ("max_instances", _whole),
     "queue_max": ("queue_max", _whole),
     "preload": ("preload", _names),
+    "pin": ("pin", pin_of),
     "env": ("env", _env),
     "batched": ("batched", bool),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import time
@@ -14,6 +15,7 @@ from rewarm.config import ServerConfig
 from rewarm.control import alive
 from rewarm.control.deploy import deploy
 from rewarm.control.executor import Executor
+from rewarm.control.models import ModelDesk
 from rewarm.control.profiles import ProfileDesk
 from rewarm.core.state import FunctionState, LangLayer, Sandbox
 from rewarm.errors import NotFound, RewarmError
@@ -26,6 +28,7 @@ from rewarm.obs.logs import LogStore
 from rewarm.obs.stats import FunctionStats
 from rewarm.policy import registry
 from rewarm.policy.batching.base import BatchingPolicy
+from rewarm.sandbox.port import Node
 from rewarm.store.store import Store
 
 log = logging.getLogger("rewarm.control")
@@ -34,11 +37,14 @@ log = logging.getLogger("rewarm.control")
 class ControlPlane:
     """One per server; lives on the event loop's thread, sends blocking work to threads."""
 
-    def __init__(self, config: ServerConfig, store: Store, executor: Executor, version: str) -> None:
+    def __init__(
+        self, config: ServerConfig, store: Store, executor: Executor, models: ModelDesk, version: str
+    ) -> None:  # fmt: skip
         self.config = config
         self.version = version
         self.store = store
         self.executor = executor
+        self.models = models
         self.submit = executor.submit
         self.node = executor.node
         self.stats: dict[str, FunctionStats] = executor.stats
@@ -73,15 +79,18 @@ class ControlPlane:
     async def deploy(self, upload: Path) -> dict[str, Any]:
         """Publish an uploaded archive and serve it from now on."""
         async with self._deploying:
-            revision, unchanged = await asyncio.to_thread(deploy, self.store, upload)
+            revision, unchanged, packed = await asyncio.to_thread(deploy, self.store, upload)
             self._announce(revision, await asyncio.to_thread(self.store.profile, revision))
             await asyncio.to_thread(self.store.collect, self._in_use())
         log.info("deployed %s version %d (%s)", revision.name, revision.version, revision.digest[:12])
         return {
             "name": revision.name, "version": revision.version, "digest": revision.digest, "unchanged": unchanged,
+            "weights": packed or None,
         }  # fmt: skip
 
     def _announce(self, revision: Revision, profile: Profile | None) -> None:
+        if revision.weights_path is not None:
+            revision = dataclasses.replace(revision, pack=self.models.adopt(revision))
         try:
             plans = registry.plans_with_profile(revision.spec.batching)
             self.executor.post(m.Deployed(revision, profile if plans else None))
@@ -94,9 +103,11 @@ class ControlPlane:
             self.stats[revision.name] = FunctionStats(revision.spec.memory_bytes, revision.spec.slo_s)
 
     def _in_use(self) -> set[str]:
-        """Code and weights of every living instance, those among them that finish a call of an older revision."""
+        """Code, weights, pack of every living instance, those among them that finish a call of an older revision."""
         alive = [sandbox.revision for sandbox in self.node.pool.sandboxes.values()]
-        return {revision.code_dir for revision in alive} | {r.weights_path for r in alive if r.weights_path is not None}
+        in_use = {revision.code_dir for revision in alive}
+        in_use |= {revision.weights_path for revision in alive if revision.weights_path is not None}
+        return in_use | {str(self.store.home.pack_dir(r.pack.key)) for r in alive if r.pack is not None}
 
     async def remove(self, name: str) -> dict[str, Any]:
         """Forget a function, one that cannot be served included. Raises NotFound."""
@@ -172,6 +183,10 @@ class ControlPlane:
         self.drain_logs(name)
         return [line._asdict() for line in self.logs.of(name).tail(tail, instance)]
 
+    def mapping(self) -> frozenset[Node]:
+        """The instances that map packed weights."""
+        return frozenset(s.id for s in self.node.pool.sandboxes.values() if s.revision.pack is not None)
+
     def ps(self) -> dict[str, Any]:
         """What `rewarm ps` shows: `instances`, and every layer in its place with what it cost and saved."""
         now = time.monotonic()
@@ -179,6 +194,7 @@ class ControlPlane:
         return {
             "nodes": nodes, **self.instances(), "ledger": alive.ledger(self.node, nodes),
             "meter": alive.metered(self.executor.meter, now),
+            "models": alive.models(self.node, self.models, self.stats, now),
         }  # fmt: skip
 
     def instances(self) -> dict[str, Any]:
@@ -219,6 +235,7 @@ class ControlPlane:
                 labels = {"layer": layer.name.lower(), "end": end}
                 yield "rewarm_idle_byte_seconds_total", "Idle memory by what ended it.", labels, by_layer[layer]
         yield "rewarm_runtimes", "Living zygotes.", {}, float(len(pool.langs))
+        yield from self._model_gauges()
         for name, fn in self.node.functions.items():
             yield "rewarm_queue_length", "Requests waiting.", {"function": name}, float(len(fn.queue))
             for figure, value in _figures(fn.batching).items():
@@ -228,6 +245,23 @@ class ControlPlane:
             for state in ("rising", "ready", "busy", "dying"):
                 count = sum(s == state or (state == "rising" and s in _RISING) for s in states)
                 yield "rewarm_instances", "Instances.", {"function": name, "state": state}, float(count)
+
+    def _model_gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        for key, model in self.node.pool.models.by_key.items():
+            labels = {"pack": key[:12], "functions": ",".join(sorted(model.wishes))}
+            yield "rewarm_weights_pinned_bytes", "Weights that are pinned.", labels, float(model.pinned_bytes)
+            yield (
+                "rewarm_weights_bandwidth_bytes",
+                "Bytes a second that a load can count on.",
+                labels,
+                (model.bandwidth_bytes_s),
+            )
+        for name, stats in self.stats.items():
+            if stats.loads:
+                yield "rewarm_weights_loads_total", "Cold loads of weights.", {"function": name}, float(stats.loads)
+                for figure, value in stats.loadings[-1].items():
+                    labels = {"function": name, "figure": figure}
+                    yield "rewarm_weights_last_load", "How the last load of weights went.", labels, value
 
 
 _RISING = ("absent", "bare", "lang", "user")

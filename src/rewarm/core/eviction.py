@@ -1,6 +1,7 @@
-"""Who goes first when memory is short: idle layers of every kind, least worth per byte first.
+"""Who goes first when memory is short: idle layers of every kind and pins, least worth per byte first.
 
-Never a busy instance, one on its way up, or a zygote that one of its instances is forked from.
+A layer goes as a whole, of a pin only what is still short. Never a busy instance, one on its way up, or a zygote that
+one of its instances is forked from.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rewarm.core.models import Model
 from rewarm.core.state import INF, Bare, FunctionState, LangLayer, LayerState, Sandbox
 from rewarm.facts.function import LangKey
 from rewarm.facts.messages import Effect
@@ -38,21 +40,36 @@ def make_room(
     key = sparing.key if sparing is not None else None
     freed = 0
     chosen: list[Victim] = []
+    pins: list[Model] = []
     for worth, layer in _ranked(pool, now, key):
         if worth >= worth_below:
             break
-        chosen.append(layer)
-        freed += pool.ledger.of(_node(layer))
+        if isinstance(layer, Model):
+            pins.append(layer)
+            freed += layer.pinned_bytes
+        else:
+            chosen.append(layer)
+            freed += pool.ledger.of(_node(layer))
         if freed >= short:
             break
     if freed < short and sparing is not None:
         patient = worth_below == INF and not sparing.live
         if not patient or freed + _below(pool, chosen, key) < short:
             return False
+    _release(pool, pins, freed - short, now, out)
     pool.ground.evictions += len(chosen)
     for layer in chosen:
         pool.peel(layer, "memory", now, out)
     return freed >= short
+
+
+def _release(pool: Pool, pins: list[Model], surplus: int, now: float, out: list[Effect]) -> None:
+    """Let go of `pins`, but for `surplus` bytes, which stay where they are worth most."""
+    for model in reversed(pins):
+        stays = min(model.pinned_bytes, max(0, surplus))
+        surplus -= stays
+        if stays < model.pinned_bytes:
+            pool.models.release(model, model.pinned_bytes - stays, now, out)
 
 
 def worth_of_next(pool: Pool, fn: FunctionState, now: float) -> float:
@@ -77,12 +94,12 @@ def _below(pool: Pool, chosen: list[Victim], spare_key: LangKey | None) -> int:
     )
 
 
-def _ranked(pool: Pool, now: float, spare_key: LangKey | None) -> Iterator[tuple[float, Victim]]:
-    """Every idle layer with its worth per byte, cheapest first; between equals the longest unused.
+def _ranked(pool: Pool, now: float, spare_key: LangKey | None) -> Iterator[tuple[float, Victim | Model]]:
+    """Every idle layer and pin with its worth per byte, cheapest first; between equals the longest unused.
 
     A heap, because one or two are wanted of some hundred.
     """
-    heap: list[tuple[float, float, int, Victim]] = []
+    heap: list[tuple[float, float, int, Victim | Model]] = []
     for sandbox in pool.sandboxes.values():
         if sandbox.state is SandboxState.READY and not sandbox.function.queue:
             heap.append((_worth(pool, sandbox, now), sandbox.last_used_s, len(heap), sandbox))
@@ -94,6 +111,9 @@ def _ranked(pool: Pool, now: float, spare_key: LangKey | None) -> Iterator[tuple
     for bare in pool.bares.idle:
         if pool.ledger.of(bare.id):  # one that holds nothing makes no room
             heap.append((rule.priority(pool.bares.view(bare), now), bare.last_used_s, len(heap), bare))
+    for model in pool.models.by_key.values():
+        if model.pinned_bytes:
+            heap.append((model.worth_per_byte(now), model.last_cold_s, len(heap), model))
     heapq.heapify(heap)
     while heap:
         worth, _, _, layer = heapq.heappop(heap)

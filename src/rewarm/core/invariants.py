@@ -26,7 +26,7 @@ def check(functions: Mapping[str, FunctionState], pool: Pool) -> None:
 
 
 def check_pool(pool: Pool) -> None:
-    """The same for sandboxes, Lang layers, Bares and the ledger."""
+    """The same for sandboxes, Lang layers, Bares, models and the ledger."""
     pool.ledger.check()
     for sandbox in pool.sandboxes.values():
         fn = sandbox.function
@@ -45,5 +45,18 @@ def check_pool(pool: Pool) -> None:
     ending |= {lang.key for lang in pool.langs.values() if lang.state is LayerState.DYING}
     ending |= {bare.id for bare in bares.values() if bare.state is LayerState.DYING}
     assert pool.ledger.ending == ending, "dying counted wrongly"
-    gone = len(pool.ledger) - len(pool.sandboxes) - len(pool.langs) - len(bares)
+    gone = len(pool.ledger) - len(pool.sandboxes) - len(pool.langs) - len(bares) - _check_models(pool)
     assert gone == 0, f"{gone} accounts of something that is gone"
+
+
+def _check_models(pool: Pool) -> int:
+    """The same for models. Returns how many are pinned in part."""
+    models = pool.models
+    used = {(name, key) for key, model in models.by_key.items() for name in model.wishes}
+    assert used == {(name, model.key) for name, model in models.by_function.items()}, "models and functions disagree"
+    for model in models.by_key.values():
+        assert model.wishes, f"{model} is nobody's"
+        streamed = sum(layer.size_bytes for layer in model.layers if not layer.on_demand)
+        assert 0 <= model.pinned_bytes <= streamed, model
+        assert pool.ledger.of(model.node) == model.pinned_bytes, model
+    return sum(model.node in pool.ledger for model in models.by_key.values())

@@ -2,8 +2,8 @@
 
 A node (a sandbox, a Bare or a zygote) is entered with an estimate when it is decided on and corrected by each
 measurement (PSS, so pages shared between a zygote and its forks are counted once). It holds its bytes until it is gone;
-from when it was told to end they are on their way back. The totals are the sums of the entries at all times; `check`
-proves it.
+from when it was told to end they are on their way back. What is pinned of a model is a node as well. The totals are the
+sums of the entries at all times; `check` proves it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,12 @@ class Ledger:
         What is ending counts as free already: it holds its bytes for some milliseconds more, less than raising anything
         takes.
         """
-        return max(0, self.held_bytes - self.ending_bytes + extra_bytes - self.budget_bytes)
+        return max(0, extra_bytes - self.spare_bytes)
+
+    @property
+    def spare_bytes(self) -> int:
+        """What fits, with what is ending counted as free; below 0 if the budget is exceeded."""
+        return self.budget_bytes - self.held_bytes + self.ending_bytes
 
     def __contains__(self, node: Hashable) -> bool:
         return node in self._entries

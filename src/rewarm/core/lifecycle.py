@@ -21,6 +21,7 @@ def _deployed(node: Node, event: m.Deployed, now: float, out: list[Effect]) -> N
     revision, spec = event.revision, event.revision.spec
     batching = registry.batching(spec.batching, spec, event.profile)
     keepalive = registry.keepalive(spec.keepalive) if spec.keepalive is not None else node.pool.keepalive
+    node.pool.models.adopt(revision, now, out)
     fn = node.functions.get(revision.name)
     if fn is None:
         node.functions[revision.name] = FunctionState(revision, batching, keepalive)
@@ -40,6 +41,7 @@ def _removed(node: Node, event: m.Removed, now: float, out: list[Effect]) -> Non
     if fn is None:
         return
     fn.removed = True
+    node.pool.models.forget(fn.name, now, out)
     node.reject_all(fn, NotFound(f"the function {fn.name!r} was removed"), out)
     _end_unless_busy(node, fn, "removed", out)
 

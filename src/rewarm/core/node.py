@@ -15,6 +15,7 @@ from functools import partial
 
 from rewarm.core import eviction, invariants, lifecycle, refusals, scaling
 from rewarm.core.ledger import Ledger
+from rewarm.core.models import Models
 from rewarm.core.pool import Pool
 from rewarm.core.state import INF, Bare, FunctionState, LangLayer, Sandbox
 from rewarm.core.taking import take
@@ -45,12 +46,13 @@ class Node:
         self.handlers: dict[type, Callable[..., None]] = {
             m.Arrived: self._arrived, m.RunDone: self._run_done, m.Cancelled: self._cancelled, m.Raised: self._raised,
             m.LangRaised: self._lang_raised, m.Exited: self._exited, m.LangExited: self._lang_exited,
-            m.Measured: self._measured, m.Tick: self._tick,
+            m.Measured: self._measured, m.Tick: self._tick, m.Pinned: self.pool.models.pinned,
+            m.Loaded: self.pool.models.loaded, m.Computed: self.pool.models.computed,
             **{kind: partial(handler, self) for kind, handler in lifecycle.HANDLERS.items()},
         }  # fmt: skip
         self._wakers: dict[type, Callable[..., None]] = {
             Sandbox: self._wake_sandbox, FunctionState: self._wake_function, LangLayer: self.pool.runtimes.wake,
-            Bare: self.pool.bares.wake,
+            Bare: self.pool.bares.wake, Models: Models.replan,
         }  # fmt: skip
 
     def handle(self, event: Event, now: float) -> list[Effect]:

@@ -10,6 +10,7 @@ from rewarm.core import eviction
 from rewarm.core.bares import Bares
 from rewarm.core.langs import Langs
 from rewarm.core.ledger import Ledger
+from rewarm.core.models import Models
 from rewarm.core.state import INF, RISING, START_TIMEOUT_S_MIN, Bare, FunctionState, Ground, LangLayer, Sandbox
 from rewarm.core.timers import Timers
 from rewarm.facts.function import LangKey
@@ -32,6 +33,7 @@ class Pool:
         self.ground = Ground(ledger, timers, keepalive)
         self.runtimes = Langs(self.ground)
         self.bares = Bares(self.ground)
+        self.models = Models(self.ground)
         self.sandboxes: dict[int, Sandbox] = {}
         self.langs = self.runtimes.layers
         self.children = self.runtimes.holders
@@ -55,6 +57,8 @@ class Pool:
         worth_below = eviction.worth_of_next(self, fn, now) if ahead else INF
         if not eviction.make_room(self, self.need_bytes(fn), now, out, sparing=fn, worth_below=worth_below):
             return None
+        if self.models.by_function and not ahead and fn.live == 0:
+            self.models.started_cold(fn.name, now, out)
         found = self._found(fn.key)
         bare = self.bares.take()
         sandbox = Sandbox(bare.id if bare is not None else self.ground.new_id(), fn, found, now)

@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 from rewarm.errors import BadDefinition
 from rewarm.facts.lang_key import LangKey as LangKey
+from rewarm.facts.pack import PackFacts
 
 Kind = Literal["predict", "handler"]
 Runtime = Literal["python", "nodejs"]
+Pin = Literal["auto", "none", "all"] | int
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
 
@@ -104,6 +106,7 @@ class FunctionSpec:
     queue_max: int = 1024
     env: tuple[tuple[str, str], ...] = ()
     runtime: Runtime = "python"
+    pin: Pin = "auto"  # of the weights, what stays in memory: what is worth it, nothing, all, or so many bytes
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -127,6 +130,9 @@ class FunctionSpec:
         if not 1 <= self.queue_max <= 1_000_000:
             raise BadDefinition(f"queue_max must be 1 to 1000000, not {self.queue_max}")
         self._check_runtime()
+        pin = self.pin
+        if pin not in ("auto", "none", "all") and (type(pin) is not int or pin < 0):
+            raise BadDefinition(f"pin must be 'auto', 'none', 'all' or a number of bytes, not {pin!r}")
 
     def _check_runtime(self) -> None:
         if self.runtime not in ("python", "nodejs"):
@@ -156,7 +162,7 @@ class FunctionSpec:
             "preload": list(self.preload), "weights": self.weights,
             "inputs": tensors(self.inputs), "outputs": tensors(self.outputs),
             "max_instances": self.max_instances, "queue_max": self.queue_max, "env": dict(self.env),
-            "runtime": self.runtime,
+            "runtime": self.runtime, "pin": self.pin,
         }  # fmt: skip
 
     @staticmethod
@@ -194,6 +200,7 @@ class Revision:
     weights_path: str | None = None
     weights_bytes: int = 0
     created_at: float = 0.0  # wall time, seconds since the epoch
+    pack: PackFacts | None = None  # of its weights, if they are packed
 
     @property
     def name(self) -> str:

@@ -74,6 +74,28 @@ class Measured(NamedTuple):
     resident_bytes: int
 
 
+class Pinned(NamedTuple):
+    """So many bytes at the front of the pack `key` are held now: all that was asked for, or what could be had."""
+
+    key: str
+    size_bytes: int
+
+
+class Loaded(NamedTuple):
+    """A load of the pack `key` read `read_bytes` from storage (not what was in memory already) in `seconds`."""
+
+    key: str
+    read_bytes: int
+    seconds: float
+
+
+class Computed(NamedTuple):
+    """A first pass through the pack `key`: seconds of compute of each of its layers, in order, waits left out."""
+
+    key: str
+    compute_s: tuple[float, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Deployed:
     """`revision` is what the name answers with from now on; instances of the old one are drained.
@@ -127,7 +149,7 @@ class Tick:
 
 Event = (
     Arrived | Cancelled | RunDone | Raised | LangRaised | Exited | LangExited | Measured
-    | Deployed | Removed | Flush | Unload | Load | Draining | Tick
+    | Pinned | Loaded | Computed | Deployed | Removed | Flush | Unload | Load | Draining | Tick
 )  # fmt: skip
 
 # ---------------------------------------------------------------- effects
@@ -193,4 +215,21 @@ class DropLang(NamedTuple):
     reason: str
 
 
-Effect = Run | Reject | RaiseBare | RaiseLang | Fork | LoadUser | Destroy | DropLang
+class Pin(NamedTuple):
+    """Hold the first `size_bytes` of what a load of the pack `key` streams in memory, no more; 0: let go of it.
+
+    → Pinned, once for each: what could not be had by then is not tried again. And Pinned if it changes by itself,
+    e.g. because the process that holds it ended.
+    """
+
+    key: str
+    size_bytes: int
+
+
+class Prefetch(NamedTuple):
+    """An instance that loads the pack `key` is about to start: begin to read it now. → Loaded, if it had to be read."""
+
+    key: str
+
+
+Effect = Run | Reject | RaiseBare | RaiseLang | Fork | LoadUser | Destroy | DropLang | Pin | Prefetch

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from rewarm.facts.sandbox import StartKind
 
 _WARM: Final = StartKind.WARM  # looked up once, not for each request
+
+
+class Loading(NamedTuple):
+    """How an instance's weights were loaded: `figures` as `Weights.report` names them, `compute_s` layer by layer."""
+
+    figures: Mapping[str, float]
+    compute_s: tuple[float, ...]
 
 
 class Request:
@@ -23,7 +30,7 @@ class Request:
     init_s = 0.0
     started_s = 0.0
     log_tail = False  # the caller wants what its run wrote: the log is brought up to date before RunDone
-    loaded: Mapping[str, float] | None = None  # how the weights came, if it ran in the first batch of its instance
+    loaded: Loading | None = None  # how the weights came, if it ran in the first batch of its instance
     sandbox_id = 0  # of the instance that runs the batch; on the batch's first request only
 
     def __init__(self, function: str, arrived_s: float, deadline_s: float, payload: Any = None) -> None:

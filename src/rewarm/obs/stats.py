@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter, deque
+from collections.abc import Mapping
 from typing import Any
 
 from rewarm.facts.prices import PRICE_PER_CALL, PRICE_PER_GB_S
@@ -13,6 +14,7 @@ from rewarm.facts.prices import PRICE_PER_CALL, PRICE_PER_GB_S
 DURATION_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
+_LOADINGS_MAX = 100
 _FOLD_AT = 4096  # observations kept before they are sorted into the histograms
 
 
@@ -60,7 +62,7 @@ class FunctionStats:
 
     __slots__ = (
         "_taken_s", "_waited_s", "billed_ms", "calls", "codes", "durations", "errors", "init_ms", "inits",
-        "memory_bytes", "queue", "requests", "run_ms", "sizes", "slo_met", "slo_s", "starts",
+        "loads", "loadings", "memory_bytes", "queue", "requests", "run_ms", "sizes", "slo_met", "slo_s", "starts",
     )  # fmt: skip
 
     def __init__(self, memory_bytes: int, slo_s: float | None) -> None:
@@ -81,6 +83,8 @@ class FunctionStats:
         self.inits = 0
         self.init_ms: deque[float] = deque(maxlen=1000)
         self.slo_met = 0
+        self.loads = 0  # of packed weights
+        self.loadings: deque[Mapping[str, float]] = deque(maxlen=_LOADINGS_MAX)  # how the last of them went
 
     def batch(self, size: int, run_us: int) -> None:
         """One call of the function ended."""
@@ -107,6 +111,11 @@ class FunctionStats:
         self.init_ms.append(init_s * 1e3)
         self.billed_ms += math.ceil(init_s * 1e3)
 
+    def loaded(self, figures: Mapping[str, float]) -> None:
+        """An instance answered its first batch, and its weights were loaded as `worker.weights.Weights.report` says."""
+        self.loads += 1
+        self.loadings.append(figures)
+
     def refused(self, status: int) -> None:
         """A request was answered without being run, or was lost with its instance."""
         self.requests += 1
@@ -123,5 +132,6 @@ class FunctionStats:
             "rows_per_call": {str(size): count for size, count in sorted(self.sizes.items())},
             "starts": dict(self.starts), "inits": self.inits, "init_ms": list(self.init_ms),
             "run_ms_total": self.run_ms, "billed_ms_total": self.billed_ms, "cost_usd": self.cost_usd(),
+            "loads": self.loads, "loadings": list(self.loadings),
             "slo_met": self.slo_met if self.slo_s is not None else None,
         }  # fmt: skip

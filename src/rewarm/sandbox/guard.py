@@ -40,8 +40,8 @@ class GuardedDriver:
         if isinstance(effect, m.RaiseLang | m.DropLang):
             self._carry_out_lang(effect)
             return
-        if isinstance(effect, m.Reject):
-            raise TypeError("Reject is not for drivers")
+        if isinstance(effect, m.Reject | m.Pin | m.Prefetch):
+            raise TypeError(f"{type(effect).__name__} is not for drivers")
         sandbox_id = effect.sandbox_id
         consumed = effect.key if isinstance(effect, m.Fork) and not effect.key.forks else None
         if consumed is not None and self._langs.get(consumed, False):

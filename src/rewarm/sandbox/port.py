@@ -20,9 +20,11 @@ LangExited comes for it, and a RaiseLang of the same key may follow at once.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
-from rewarm.facts.function import LangKey
+from rewarm.errors import RewarmError
+from rewarm.facts.function import LangKey, Revision
 from rewarm.facts.messages import Effect, Event
 from rewarm.facts.request import Request
 from rewarm.wire import AnyAnswer
@@ -41,6 +43,16 @@ class Sink(Protocol):
 
     def log(self, function: str, sandbox_id: int, chunk: bytes) -> None:
         """User code of a sandbox wrote this to stdout or stderr."""
+
+
+class Models(Protocol):
+    """What a driver asks about packed weights. Only for revisions with a pack."""
+
+    def check(self, revision: Revision, then: Callable[[RewarmError | None], None]) -> None:
+        """Call `then` once it is known whether the pack is whole, perhaps at once: with None, or with what is wrong."""
+
+    def order(self, revision: Revision) -> dict[str, Any] | None:
+        """What the instance is told of it: folder, tensors_dir, pinned_bytes, bandwidth_bytes_s."""
 
 
 class SandboxDriver(Protocol):

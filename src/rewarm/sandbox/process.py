@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,13 +19,14 @@ from rewarm.clock import Clock, system_clock
 from rewarm.errors import RewarmError, SandboxFailed, from_code
 from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey
+from rewarm.facts.request import Loading
 from rewarm.facts.sandbox import SandboxState
 from rewarm.pump import Pump
 from rewarm.sandbox.box import Box, remove_scratch
 from rewarm.sandbox.cgroup import Cgroups
 from rewarm.sandbox.isolation import NONE, Isolation, begin_probe
 from rewarm.sandbox.nodejs import Runtimes
-from rewarm.sandbox.port import Node, Sink
+from rewarm.sandbox.port import Models, Node, Sink
 from rewarm.sandbox.reaper import Reaper
 from rewarm.sandbox.zygotes import Zygotes
 
@@ -36,15 +38,20 @@ _INTRUDED = "its code wrote to the socket that belongs to the server"
 
 
 class ProcessDriver:
-    """`pump` reads the sandboxes' sockets (None: one of its own); `isolation` is done as far as the machine allows."""
+    """`pump` reads the sandboxes' sockets (None: one of its own); `isolation` is done as far as the machine allows.
+
+    `models` knows the packs of weights (None: instances read their weights as their code says).
+    """
 
     name = "process"
 
     def __init__(
-        self, run_dir: Path, clock: Clock = system_clock, pump: Pump | None = None, isolation: Isolation = _ALL
-    ) -> None:
+        self, run_dir: Path, clock: Clock = system_clock, pump: Pump | None = None, isolation: Isolation = _ALL,
+        models: Models | None = None,
+    ) -> None:  # fmt: skip
         self._run_dir = run_dir
         self._isolation = isolation
+        self._models = models
         self._clock = clock
         self._own_pump = pump is None
         self._pump = Pump() if pump is None else pump
@@ -131,13 +138,26 @@ class ProcessDriver:
         self._sink.post(m.Raised(box.id, SandboxState.LANG, self._clock() - box.since_s))
 
     def _load_user(self, effect: m.LoadUser) -> None:
-        box = self._boxes[effect.sandbox_id]
+        if self._models is None or effect.revision.pack is None:
+            self._load_checked(effect, None)
+        else:
+            self._models.check(effect.revision, partial(self._load_checked, effect))
+
+    def _load_checked(self, effect: m.LoadUser, damage: RewarmError | None) -> None:
+        box = self._boxes.get(effect.sandbox_id)
+        if box is None or box.destroyed:
+            return  # it was ended while the files were read
+        if damage is not None:
+            box.failure = damage
+            box.kill()
+            return
         box.since_s = self._clock()
         box.loading = True
         revision = effect.revision
         order = {
             "spec": revision.spec.to_json(), "code_dir": revision.code_dir, "weights_path": revision.weights_path,
             "version": revision.version, "scratch": str(box.scratch),
+            "pack": self._models.order(revision) if self._models is not None and revision.pack is not None else None,
         }  # fmt: skip
         box.send(wire.encode_plain(wire.LOAD, orjson.dumps(order)))
 
@@ -224,7 +244,9 @@ class ProcessDriver:
     def _noted(self, box: Box, body: bytes) -> None:
         """How the weights of its first batch were loaded: for the callers, and for whoever counts."""
         try:
-            loaded = {str(name): float(value) for name, value in orjson.loads(body).items()}
+            said = orjson.loads(body)
+            compute_s = tuple(float(seconds) for seconds in said.pop("compute_s", ()))
+            loaded = Loading({str(name): float(value) for name, value in said.items()}, compute_s)
         except (AttributeError, TypeError, ValueError):
             box.stop(_INTRUDED)
             return

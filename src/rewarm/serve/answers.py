@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -11,6 +10,7 @@ import orjson
 
 from rewarm import wire
 from rewarm.errors import FunctionError, RewarmError, from_code
+from rewarm.facts.request import Loading
 from rewarm.facts.sandbox import StartKind
 from rewarm.serve.call import Call
 
@@ -63,16 +63,16 @@ def timing(call: Call, run_us: int, size: int) -> bytes:
     )
 
 
-#: What a worker reports of its weights (worker.weights.Weights.report) → its name in the header.
+#: What a worker reports of its weights (worker.weights.Weights.report), as the header says it.
 _LOADED = {
-    "ttfi_ms": "ttfi-ms", "predicted_ms": "predicted-ms", "bubble_ms": "bubble-ms", "read_bytes": "read-bytes",
-    "pinned_bytes": "pinned-bytes", "bandwidth_mb_s": "bandwidth-mb-s",
+    "ttfi_ms": "ttfi-ms=%.1f", "predicted_ms": "predicted-ms=%.1f", "bubble_ms": "bubble-ms=%.1f",
+    "read_bytes": "read-bytes=%d", "pinned_bytes": "pinned-bytes=%d", "bandwidth_mb_s": "bandwidth-mb-s=%.1f",
 }  # fmt: skip
 
 
-def loaded_line(loaded: Mapping[str, float]) -> bytes:
+def loaded_line(loaded: Loading) -> bytes:
     """How the weights came, as a dictionary of RFC 9651: `rewarm-weights: ttfi-ms=156.0, bubble-ms=52.1, …`."""
-    said = ", ".join(f"{name}={loaded[key]:.1f}" for key, name in _LOADED.items() if key in loaded)
+    said = ", ".join(form % loaded.figures[key] for key, form in _LOADED.items() if key in loaded.figures)
     return b"rewarm-weights: %s\r\n" % said.encode()
 
 

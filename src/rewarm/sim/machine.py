@@ -80,7 +80,8 @@ class Machine:
         self._ticks = 0
         self._carriers: dict[type, Callable[[Any, float, list[m.Effect]], None]] = {
             m.Reject: self._reject, m.RaiseBare: self._raise_bare, m.RaiseLang: self._raise_lang, m.Fork: self._fork,
-            m.LoadUser: self._load_user, m.Destroy: self._destroy, m.DropLang: self._drop_lang,
+            m.LoadUser: self._load_user, m.Destroy: self._destroy, m.DropLang: self._drop_lang, m.Pin: self._pin,
+            m.Prefetch: self._prefetch,
         }  # fmt: skip
 
     def run(self, progress: Callable[[int], None]) -> Tally:
@@ -194,7 +195,8 @@ class Machine:
             return self._note(event, now)
         if kind is m.Raised:
             return self._raised(event, now)  # type: ignore[arg-type]
-        key = event.key  # type: ignore[union-attr]
+        assert kind is m.LangRaised
+        key: LangKey = event.key  # type: ignore[union-attr,assignment]
         if self._langs.get(key) != sequence:
             return []
         out = self._note(event, now)
@@ -297,3 +299,10 @@ class Machine:
         self.meter.effect(effect, now)
         if self._langs.pop(effect.key, None) is not None:
             out += self._note(m.LangExited(effect.key), now)
+
+    def _prefetch(self, effect: m.Prefetch, now: float, out: list[m.Effect]) -> None:
+        """Traces say nothing of weights: what reading them takes is within the costs of the User layer."""
+
+    def _pin(self, effect: m.Pin, now: float, out: list[m.Effect]) -> None:
+        """Held at once, and never refused."""
+        out += self.node.handle(m.Pinned(effect.key, effect.size_bytes), now)

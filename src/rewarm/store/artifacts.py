@@ -126,10 +126,16 @@ def is_whole(home: Home, weights: StoredWeights) -> bool:
 
 
 def drop(home: Home, path: Path, disk: Disk | None = None) -> None:
-    """Takes an artifact or a weights directory away, at once for whoever looks. Raises SystemFault."""
+    """Takes an artifact, a pack or a weights directory away, or one file, at once for whoever looks.
+
+    Raises SystemFault.
+    """
     disk = disk or Disk()
-    doomed = home.fresh()
     with disk_errors("remove what no revision uses", path):
+        if not path.is_dir():
+            disk.unlink(path)
+            return
+        doomed = home.fresh()
         disk.chmod(path, 0o700)
         disk.replace(path, doomed)
         disk.remove_tree(doomed)

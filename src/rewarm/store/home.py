@@ -5,10 +5,12 @@
     registry.db                      which revision a name means (SQLite)
     artifacts/<sha256>/              code, content-addressed, read-only
     weights/<sha256>/<filename>      weights, content-addressed, read-only
+    packs/<key>/                     weights in execution order, as an index into tensors, read-only
+    tensors/<sha256>.safetensors     what packs refer to, content-addressed, read-only; also .data, of graphs
     profiles/<function>/             measured run times
     tmp/  run/                       of this process only; emptied when the home is opened
 
-Everything in artifacts and weights came there by one rename out of tmp, so it is whole or absent.
+Everything in artifacts, weights, packs and tensors came there by one rename out of tmp, so it is whole or absent.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ class Home:
         self.registry_path = path / "registry.db"
         self.artifacts_dir = path / "artifacts"
         self.weights_dir = path / "weights"
+        self.packs_dir = path / "packs"
+        self.tensors_dir = path / "tensors"
         self.profiles_dir = path / "profiles"
         self.tmp_dir = path / "tmp"
         self.run_dir = path / "run"
@@ -58,7 +62,8 @@ class Home:
             try:
                 home._check_format(disk)
                 # Only now: tmp and run of a directory that is not ours, or of a server that lives, must not be touched.
-                for folder in (home.artifacts_dir, home.weights_dir, home.profiles_dir, home.tmp_dir, home.run_dir):
+                kept = (home.artifacts_dir, home.weights_dir, home.packs_dir, home.tensors_dir, home.profiles_dir)
+                for folder in (*kept, home.tmp_dir, home.run_dir):
                     folder.mkdir(mode=0o700, exist_ok=True)
                 for stale in (*home.tmp_dir.iterdir(), *home.run_dir.iterdir()):
                     disk.remove_tree(stale)
@@ -75,6 +80,10 @@ class Home:
     def weights_file(self, sha256: str, filename: str) -> Path:
         """Where the weights with this digest are, or would be, under this name."""
         return self.weights_dir / sha256 / filename
+
+    def pack_dir(self, key: str) -> Path:
+        """Where the pack with this key is, or would be."""
+        return self.packs_dir / key
 
     def fresh(self) -> Path:
         """A new empty directory in tmp. Raises SystemFault."""

@@ -120,14 +120,13 @@ class Registry:
         """The current revision of every function, by name; those whose specification cannot be read stand apart."""
         with _sqlite_errors(self._home):
             rows = self._db.execute(f"SELECT {_COLUMNS} {_IS_CURRENT} ORDER BY revisions.name").fetchall()
-        good: list[Revision] = []
-        broken: list[Broken] = []
-        for row in rows:
-            try:
-                good.append(self._revision(row))
-            except BadDefinition as error:
-                broken.append(Broken(row[0], row[1], error.message))
-        return good, broken
+        return self._split(rows)
+
+    def kept(self) -> list[Revision]:
+        """Every revision that is kept, of every function, if its specification can be read."""
+        with _sqlite_errors(self._home):
+            rows = self._db.execute(f"SELECT {_COLUMNS} FROM revisions").fetchall()
+        return self._split(rows)[0]
 
     def revisions(self, name: str) -> list[Revision]:
         """Every revision that is kept, newest first. Raises NotFound."""
@@ -185,6 +184,16 @@ class Registry:
             f"SELECT {_COLUMNS} {_IS_CURRENT} WHERE revisions.name = ?", (name,)
         ).fetchone()
         return row
+
+    def _split(self, rows: list[_Row]) -> tuple[list[Revision], list[Broken]]:
+        good: list[Revision] = []
+        broken: list[Broken] = []
+        for row in rows:
+            try:
+                good.append(self._revision(row))
+            except BadDefinition as error:
+                broken.append(Broken(row[0], row[1], error.message))
+        return good, broken
 
     def _revision(self, row: _Row) -> Revision:
         """Raises BadDefinition if the specification cannot be read."""

@@ -9,16 +9,31 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from types import TracebackType
+from typing import NamedTuple
 
 from rewarm.clock import Clock
-from rewarm.errors import BadDefinition
+from rewarm.errors import BadDefinition, WeightsCorrupt
 from rewarm.facts.function import FunctionSpec, Revision
 from rewarm.facts.profile import Profile
+from rewarm.store import packs
 from rewarm.store.artifacts import StoredWeights, copy_weights, drop, is_whole, place, place_weights, seal
 from rewarm.store.disk import Disk, disk_errors
 from rewarm.store.home import Home
 from rewarm.store.profiles import Profiles, digest_of, measured_digest
 from rewarm.store.registry import Broken, Connect, Registry, canonical, connect
+from rewarm.store.verified import Verified, identity
+from rewarm.weights.format import Pack, verify
+from rewarm.weights.writer import Known
+
+
+class ToPack(NamedTuple):
+    """Code and weights that are about to be published, where they lie now, and the key of their pack."""
+
+    spec: FunctionSpec
+    code_dir: Path
+    weights: Path
+    weights_sha: str
+    key: str
 
 
 class Store:
@@ -31,10 +46,12 @@ class Store:
     def __init__(self, home: Home, registry: Registry, disk: Disk, wall_clock: Clock) -> None:
         self.home = home
         self.profiles = Profiles(home, disk)
+        self.verified = Verified(home, disk)
         self._registry = registry
         self._disk = disk
         self._wall_clock = wall_clock
         self._lock = threading.Lock()
+        self._packing: list[str] = []  # keys of the packs of deploys under way: no revision has them yet
 
     @classmethod
     def open(
@@ -72,11 +89,13 @@ class Store:
             self._disk.remove_tree(staged)
 
     def deploy(
-        self, staged_dir: Path, spec: FunctionSpec, admit: Callable[[Profile | None], object] = lambda _: None
-    ) -> tuple[Revision, bool]:
+        self, staged_dir: Path, spec: FunctionSpec, admit: Callable[[Profile | None], object] = lambda _: None,
+        pack: Callable[[ToPack], object] = lambda _: None,
+    ) -> tuple[Revision, bool]:  # fmt: skip
         """Makes the staged code what the function's name means → (revision, unchanged).
 
         `admit` is told the profile that holds for it, before the name changes its meaning; what it raises is raised.
+        So is what `pack` raises, which is called after it, if there are weights, to publish their pack.
 
         `staged_dir` comes from `stage` and is gone afterwards, whatever happens. When this returns, the revision is
         durable; when it raises, the name means what it meant before. (One exception: if the disk fails in the very
@@ -86,6 +105,7 @@ class Store:
         self._check_staged(staged_dir)
         weights_dir = None
         weights = None
+        key = None
         try:
             with disk_errors("store the deploy", self.home.path):
                 if spec.weights is not None:
@@ -97,6 +117,10 @@ class Store:
                 weights_sha = weights.sha256 if weights else None
                 profile = self.profiles.get(spec.name, measured_digest(spec, code_sha, weights_sha))
                 admit(profile.profile if profile is not None else None)
+                if weights is not None and weights_dir is not None:
+                    key = packs.pack_key(spec, code_sha, weights.sha256)
+                    self._packing.append(key)
+                    pack(ToPack(spec, staged_dir, weights_dir / weights.file, weights.sha256, key))
                 with self._lock:
                     if weights is not None and weights_dir is not None:
                         place_weights(self.home, weights_dir, weights, self._disk)
@@ -104,6 +128,8 @@ class Store:
                     digest = revision_digest(spec, code_sha, weights_sha)
                     return self._registry.put(spec, digest, code_sha, weights, self._wall_clock())
         finally:
+            if key is not None:
+                self._packing.remove(key)
             for leftover in (staged_dir, weights_dir):
                 if leftover is not None:
                     self.discard(leftover)
@@ -137,21 +163,61 @@ class Store:
         stored = self.profiles.get(revision.name, digest_of(revision))
         return stored.profile if stored is not None else None
 
+    def pack(self, revision: Revision) -> Pack | None:
+        """The pack of a revision, None if it was not packed. Raises WeightsCorrupt (deploy again), SystemFault."""
+        key = packs.key_of(revision)
+        return packs.open(self.home, key) if key is not None and self.home.pack_dir(key).is_dir() else None
+
+    def sound_pack(self, key: str) -> Pack | None:
+        """The pack with this key if every byte of it is what was written. Reads them all. Raises SystemFault.
+
+        None if there is none; a damaged one is taken away first, so that packing again mends it.
+        """
+        try:
+            pack = packs.open(self.home, key)
+            verify(pack)
+        except WeightsCorrupt:
+            with self._lock:
+                packs.discard(self.home, key, self._disk)
+            return None
+        return pack
+
+    def known_tensors(self) -> Known:
+        """What need not be written again by who packs. Raises SystemFault."""
+        with self._lock:
+            return packs.known_tensors(self.home)
+
+    def publish_pack(self, staged_dir: Path) -> Pack:
+        """Places what was packed into a directory from `stage`, which is gone afterwards, whatever happens.
+
+        A pack lives as long as a kept revision has its key (`packs.key_of`). Raises WeightsCorrupt if the files are
+        not what their index says, Unavailable if a known tensor was collected meanwhile, SystemFault.
+        """
+        self._check_staged(staged_dir)
+        try:
+            index = packs.seal_pack(self.home, staged_dir, self._disk)
+            with self._lock:
+                placed = packs.place_pack(self.home, staged_dir, index, self._disk)
+                self.verified.note(placed, identity(placed))
+                return placed
+        finally:
+            self.discard(staged_dir)
+
     def unreferenced(self) -> list[Path]:
-        """The directories of code and weights that no kept revision uses."""
+        """The directories of code, weights and packs that no kept revision uses, and data files of no used pack."""
         with self._lock:
             return self._unreferenced()
 
     def collect(self, keep: Iterable[str | Path] = ()) -> list[Path]:
         """Keeps the current and the previous revision of each function and removes every other file → what went.
 
-        `keep` are the code folders and weights files that somebody still uses, whatever revision they belong to; a
-        later collection takes them. Raises SystemFault; what was removed until then stays removed.
+        `keep` are the code folders, weights files and pack folders that somebody still uses, whatever revision they
+        belong to; a later collection takes them. Raises SystemFault; what was removed until then stays removed.
         """
         spared = {folder for path in map(Path, keep) for folder in (path, path.parent)}
         with self._lock:
             self._registry.prune()
-            gone = [path for path in self._unreferenced() if path not in spared]
+            gone = [path for path in self._unreferenced(spared) if path not in spared]
             for path in gone:
                 drop(self.home, path, self._disk)
             return gone
@@ -180,12 +246,15 @@ class Store:
                 broken.append(Broken(revision.name, revision.version, f"{missing}; deploy the function again"))
         return good, broken
 
-    def _unreferenced(self) -> list[Path]:
+    def _unreferenced(self, spared: Iterable[Path] = ()) -> list[Path]:
         code, weights = self._registry.used()
+        keys = {key for revision in self._registry.kept() if (key := packs.key_of(revision)) is not None}
+        keys |= set(self._packing)
+        keys |= {path.name for path in spared if path.parent == self.home.packs_dir}
         with disk_errors("list the home", self.home.path):
             unused = [path for path in self.home.artifacts_dir.iterdir() if path.name not in code]
             unused += [path for path in self.home.weights_dir.iterdir() if path.name not in weights]
-        return sorted(unused)
+            return sorted(unused) + packs.unused(self.home, keys)
 
     def _check_staged(self, staged: Path) -> None:
         # A mistake of our own caller, and too dangerous to follow: what is staged gets removed.

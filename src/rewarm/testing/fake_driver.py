@@ -147,8 +147,8 @@ class FakeDriver:
             self._drop_lang(effect)
         elif isinstance(effect, m.RaiseBare):
             self._raise_bare(effect, fails)
-        elif isinstance(effect, m.Reject):
-            raise TypeError("Reject is not for drivers")
+        elif isinstance(effect, m.Reject | m.Pin | m.Prefetch):
+            raise TypeError(f"{type(effect).__name__} is not for drivers")
         else:
             box = self._boxes.get(effect.sandbox_id)
             if box is None or box.destroyed:

@@ -103,6 +103,8 @@ class Record:
             self._told_to_end(effect.key)
         elif isinstance(effect, m.Destroy):
             self._told_to_end(effect.sandbox_id)
+        elif isinstance(effect, m.Pin | m.Prefetch):
+            pass  # they are about no layer
         elif (account := self._accounts.get(effect.sandbox_id)) is not None:  # else the two crossed on the way
             if isinstance(effect, m.Run):
                 account.batch = effect.requests

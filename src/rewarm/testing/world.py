@@ -15,6 +15,7 @@ import heapq
 import math
 from collections import Counter, deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from rewarm.clock import ManualClock
@@ -24,6 +25,7 @@ from rewarm.core.state import FunctionState
 from rewarm.errors import RewarmError
 from rewarm.facts import messages as m
 from rewarm.facts.function import FunctionSpec, LangKey, PolicySpec, Revision
+from rewarm.facts.pack import PackFacts
 from rewarm.facts.request import Request
 from rewarm.facts.sandbox import SandboxState
 from rewarm.policy.keepalive.base import KeepalivePolicy
@@ -33,11 +35,15 @@ from rewarm.testing.fake_driver import Behave, FakeDriver, Outcome, Seconds
 from rewarm.wire import AnyAnswer
 
 E = TypeVar("E")
+PIN_S = 0.01  # from a Pin to its answer
 _TICKS_MAX = 1000  # at one moment; more is a core that wakes itself for ever
 
 
 class World:
-    """One node with a FakeDriver. `start_s` is far from zero, as the clocks of real machines are."""
+    """One node with a FakeDriver. `start_s` is far from zero, as the clocks of real machines are.
+
+    `pins` says how many bytes of what it is told to pin the machine then holds.
+    """
 
     def __init__(
         self,
@@ -46,10 +52,12 @@ class World:
         *,
         seconds: Seconds | None = None,
         behave: Behave = lambda request: Outcome.OK,
+        pins: Callable[[m.Pin], int] = lambda order: order.size_bytes,
         fail_at: int | None = None,
         wrap: Callable[[SandboxDriver], SandboxDriver] = lambda driver: driver,
         start_s: float = 0.0,
     ) -> None:
+        self.pins = pins
         self.clock = ManualClock(start_s)
         self.node = Node(budget_bytes, keepalive if keepalive is not None else FixedKeepalive())
         self.fake = FakeDriver(self.schedule, seconds, behave, fail_at=fail_at)
@@ -74,14 +82,16 @@ class World:
 
     # ------------------------------------------------------------ what happens to a node
 
-    def deploy(self, name: str, *, batching: PolicySpec | str = "none", **fields: Any) -> Revision:
+    def deploy(
+        self, name: str, *, batching: PolicySpec | str = "none", pack: PackFacts | None = None, **fields: Any
+    ) -> Revision:
         """A new revision of `name`; `fields` are those of FunctionSpec."""
         if isinstance(batching, str):
             batching = PolicySpec(batching)
         spec = FunctionSpec(name, fields.pop("kind", "handler"), "app:main", batching=batching, **fields)
         self._versions[name] += 1
         version = self._versions[name]
-        revision = Revision(spec, f"{name}-{version}", version, "code")
+        revision = Revision(spec, f"{name}-{version}", version, "code", pack=pack)
         self.post(m.Deployed(revision))
         return revision
 
@@ -163,7 +173,9 @@ class World:
             self.meter.effect(effect, self.now)
             if isinstance(effect, m.Reject):
                 self._record(effect.request, effect.error)
-            else:
+            elif isinstance(effect, m.Pin):
+                self.schedule(PIN_S, partial(self.post, m.Pinned(effect.key, self.pins(effect))))
+            elif not isinstance(effect, m.Prefetch):
                 self.driver.carry_out(effect)
         self.node.check()
 

@@ -120,7 +120,9 @@ def _local_modules(folder: Path) -> list[str]:
     files = set()
     for module in list(sys.modules.values()):
         origin = getattr(module, "__file__", None)
-        if origin and Path(origin).resolve().is_relative_to(folder) and "site-packages" not in origin:
+        if not origin or not os.path.isabs(origin) or "site-packages" in origin:
+            continue  # torch.classes says "_classes.py", which is no path at all
+        if Path(origin).resolve().is_relative_to(folder):
             files.add(str(Path(origin).resolve().relative_to(folder)))
     return sorted(files)
 

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import traceback
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
@@ -24,7 +24,11 @@ from rewarm import kernel, wire
 from rewarm.worker.answers import Outcome
 from rewarm.worker.user import UserError, load_user, one_line
 
+if TYPE_CHECKING:
+    from rewarm.worker.weights import Weights
+
 _DATA_FD = 3
+_SILENT_MAX = 8  # batches without a first pass, refused ones for example, until nobody asks any more
 
 
 class Engine(Protocol):
@@ -44,9 +48,9 @@ def main(data_fd: int, log_fd: int, order: dict[str, Any]) -> None:
     stream = _Stream(channel)
     status = 1
     try:
-        engine = _load(stream, channel, str(order["namespaces"]))
-        if engine is not None:
-            _loop(stream, channel, engine)
+        loaded = _load(stream, channel, str(order["namespaces"]))
+        if loaded is not None:
+            _loop(stream, channel, *loaded)
             status = 0
     except SystemExit as stop:  # user code called sys.exit(): the process ends, as it asked
         status = stop.code if isinstance(stop.code, int) else 1
@@ -95,7 +99,7 @@ def _settle(data_fd: int, log_fd: int, order: dict[str, Any]) -> socket.socket:
     return socket.socket(fileno=_DATA_FD)
 
 
-def _load(stream: _Stream, channel: socket.socket, namespaces: str) -> Engine | None:
+def _load(stream: _Stream, channel: socket.socket, namespaces: str) -> tuple[Engine, Weights | None] | None:
     frame_type, _, _, _, _, body = stream.frame()
     if frame_type != wire.LOAD:
         raise wire.WireError(f"expected LOAD, got frame type {frame_type}")
@@ -103,7 +107,7 @@ def _load(stream: _Stream, channel: socket.socket, namespaces: str) -> Engine | 
     if namespaces != "none":
         _shut(str(order["code_dir"]), namespaces)
     try:
-        engine, timings = load_user(order)
+        engine, timings, weights = load_user(order)
     except UserError as error:
         report = {"code": error.code, "error": error.message, "error_type": error.error_type}
         channel.sendall(wire.encode_plain(wire.FAILED, orjson.dumps(report)))
@@ -111,7 +115,7 @@ def _load(stream: _Stream, channel: socket.socket, namespaces: str) -> Engine | 
     gc.collect()
     gc.freeze()
     channel.sendall(wire.encode_plain(wire.LOADED, orjson.dumps(timings)))
-    return engine
+    return engine, weights
 
 
 def _shut(code_dir: str, namespaces: str) -> None:
@@ -126,7 +130,8 @@ def _shut(code_dir: str, namespaces: str) -> None:
         print(f"this instance is not isolated: {error}", file=sys.stderr)
 
 
-def _loop(stream: _Stream, channel: socket.socket, engine: Engine) -> None:
+def _loop(stream: _Stream, channel: socket.socket, engine: Engine, weights: Weights | None) -> None:
+    silent = 0
     while True:
         frame_type, flag, count, limit_ms, sequence, _ = stream.frame()
         if frame_type != wire.RUN:
@@ -138,6 +143,13 @@ def _loop(stream: _Stream, channel: socket.socket, engine: Engine) -> None:
             text = f"the worker failed on the batch: {one_line(error)}"
             failure = orjson.dumps({"error": text, "code": "internal"})
             reply = wire.encode_reply([wire.Answer(500, wire.FORM_JSON, 0, b"", failure)] * count, sequence, 0)
+        if weights is not None:  # it has told nothing of its load yet
+            report, silent = weights.report(), silent + 1
+            if report is not None or silent == _SILENT_MAX:
+                weights = None
+            if report is not None:
+                said = {name: value for name, value in report.items() if value is not None}
+                reply = wire.encode_plain(wire.NOTED, orjson.dumps(said)) + reply
         channel.sendall(reply)
 
 

@@ -15,6 +15,7 @@ from rewarm.facts.function import FunctionSpec
 
 if TYPE_CHECKING:
     from rewarm.worker.instance import Engine
+    from rewarm.worker.weights import Weights
 
 
 class UserError(Exception):
@@ -40,19 +41,16 @@ def one_line(error: BaseException, code_dir: str | None = None) -> str:
     return text
 
 
-def load_user(order: dict[str, Any]) -> tuple[Engine, dict[str, float]]:
-    """Carry out a LOAD order: `{"spec", "code_dir", "weights_path", "version"}`.
+def load_user(order: dict[str, Any]) -> tuple[Engine, dict[str, float], Weights | None]:
+    """Carry out a LOAD order: `{"spec", "code_dir", "weights_path", "version"}` and, if there is one, "pack".
 
-    Returns the engine and `{"user_s", "ready_s"}`: seconds for import and construction, and for opening the weights.
+    Returns the engine, `{"user_s", "ready_s"}`: seconds for import and construction, and for opening the weights; and
+    the weights, if there are any.
     Raises UserError.
     """
     spec = FunctionSpec.from_json(order["spec"])
     code_dir = str(order["code_dir"])
-    os.environ.update(dict(spec.env))
-    os.environ["AWS_LAMBDA_FUNCTION_NAME"] = spec.name
-    sys.dont_write_bytecode = True  # a revision is immutable
-    sys.path.insert(0, code_dir)
-    os.chdir(code_dir)
+    settle(spec, code_dir)
     since_s = time.perf_counter()
     weights = _weights(order, code_dir)
     opened_s = time.perf_counter()
@@ -64,9 +62,18 @@ def load_user(order: dict[str, Any]) -> tuple[Engine, dict[str, float]]:
     else:
         from rewarm.worker.arrays import ArrayEngine
 
-        engine = ArrayEngine(_construct(target, weights, code_dir), spec, int(order["version"]))
+        engine = ArrayEngine(construct(target, weights, code_dir), spec, int(order["version"]))
     done_s = time.perf_counter()
-    return engine, {"user_s": done_s - opened_s, "ready_s": opened_s - since_s}
+    return engine, {"user_s": done_s - opened_s, "ready_s": opened_s - since_s}, weights
+
+
+def settle(spec: FunctionSpec, code_dir: str) -> None:
+    """Make this process the place where the function's code runs."""
+    os.environ.update(dict(spec.env))
+    os.environ["AWS_LAMBDA_FUNCTION_NAME"] = spec.name
+    sys.dont_write_bytecode = True  # a revision is immutable
+    sys.path.insert(0, code_dir)
+    os.chdir(code_dir)
 
 
 def find_entry(entry: str, code_dir: str) -> Any:
@@ -86,24 +93,29 @@ def find_entry(entry: str, code_dir: str) -> Any:
     return target
 
 
-def _weights(order: dict[str, Any], code_dir: str) -> Any:
+def _weights(order: dict[str, Any], code_dir: str) -> Weights | None:
     if not order.get("weights_path"):
         return None
     from rewarm.worker.weights import Weights
 
     try:
-        return Weights(order["weights_path"])
+        pack = order.get("pack")
+        return Weights.packed(order["weights_path"], pack) if pack else Weights(order["weights_path"])
+    except RewarmError as error:
+        raise UserError(error.message, type(error).__name__, error.code) from error
     except Exception as error:
         raise UserError(f"the weights cannot be opened: {one_line(error, code_dir)}", type(error).__name__) from error
 
 
-def _construct(cls: Any, weights: Any, code_dir: str) -> Any:
-    """Runs the constructor, with the weights if it takes an argument."""
+def construct(cls: Any, weights: Any, code_dir: str) -> Any:
+    """Runs the constructor, with the weights if it takes an argument. Raises UserError."""
     try:
         takes = [p for p in inspect.signature(cls).parameters.values() if p.kind != p.VAR_KEYWORD]
         return cls(weights) if takes and weights is not None else cls()
     except SystemExit as error:
         raise UserError(f"{cls.__name__}() called sys.exit({error.code!r})", "SystemExit") from error
+    except RewarmError as error:  # weights that do not fit, or are damaged
+        raise UserError(error.message, type(error).__name__, error.code) from error
     except Exception as error:
         traceback.print_exc()
         raise UserError(f"{cls.__name__}() raised {one_line(error, code_dir)}", type(error).__name__) from error

@@ -87,6 +87,12 @@ def _preload(packages: list[str]) -> list[str]:
             suspects.append(package)
     if "numpy" in sys.modules:
         from rewarm.worker import arrays  # noqa: F401
+    if "torch" in sys.modules:
+        from rewarm.worker import firstpass, modules  # noqa: F401
+    if "onnxruntime" in sys.modules:
+        from rewarm.worker import sessions
+
+        sessions.warm_up()
     return suspects
 
 

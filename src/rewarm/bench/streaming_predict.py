@@ -1,0 +1,70 @@
+"""Experiment `streaming`: what the closed form says of each case, from what the same run measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from rewarm.bench.streaming_rows import Case, ModelFacts
+from rewarm.policy.pinning import timeline
+from rewarm.units import MB
+from rewarm.weights.format import Index
+
+
+class Learnt:
+    """Bandwidth, construction and compute by layer: medians of the probes and of the warm starts of one run."""
+
+    def __init__(self, index: Index) -> None:
+        self._facts = index.facts()
+        self._bandwidths: list[float] = []
+        self._setups_s: list[float] = []
+        self._computes_s: list[list[float]] = []
+
+    @property
+    def bandwidth_bytes_s(self) -> float:
+        return statistics.median(self._bandwidths)
+
+    def bandwidth(self, bytes_s: float) -> None:
+        self._bandwidths.append(bytes_s)
+
+    def passed(self, case: Case, report: Mapping[str, Any], load_ms: float) -> None:
+        """A start that waited for nothing says what computing takes."""
+        if case.cache == "warm" and "compute_s" in report:
+            self._computes_s.append(list(report["compute_s"]))
+            self._setups_s.append(load_ms / 1e3)
+
+    def predicted_ms(self, case: Case) -> float | None:
+        """Time to the first inference; None for ways that read as the system likes, or in pieces of their own."""
+        compute_s, setup_s = self._compute_s(), statistics.median(self._setups_s)
+        rest_s = setup_s + sum(compute_s)
+        if case.mode == "warm" or (case.mode == "streamed" and case.cache == "warm"):
+            return rest_s * 1e3
+        if case.cache == "warm":
+            return None
+        if case.mode == "read-all":
+            return (self._facts.total_bytes / self.bandwidth_bytes_s + rest_s) * 1e3
+        if not case.mode.startswith("streamed"):
+            return None
+        pin_bytes = self._facts.streamed_bytes * case.pinned_pct // 100
+        loads_s = self._loads_s(pin_bytes, last=case.mode == "streamed-suffix")
+        return timeline.ttfi_s(loads_s, compute_s, setup_s) * 1e3
+
+    def facts(self) -> ModelFacts:
+        """`limit_ms`: max(construction and all computing, reading and the last layer's computing)."""
+        compute_s, setup_s = self._compute_s(), statistics.median(self._setups_s)
+        facts, bandwidth_bytes_s = self._facts, self.bandwidth_bytes_s
+        limit_s = max(setup_s + sum(compute_s), facts.streamed_bytes / bandwidth_bytes_s + compute_s[-1])
+        return ModelFacts(
+            facts.total_bytes / MB, facts.streamed_bytes / MB, bandwidth_bytes_s / MB, sum(compute_s) * 1e3,
+            setup_s * 1e3, limit_s * 1e3,
+        )  # fmt: skip
+
+    def _compute_s(self) -> list[float]:
+        return [statistics.median(of_layer) for of_layer in zip(*self._computes_s, strict=True)]
+
+    def _loads_s(self, pin_bytes: int, *, last: bool) -> list[float]:
+        """By layer, with the first or the last `pin_bytes` of what is streamed there already."""
+        layers = self._facts.layers
+        loads_s = timeline.loads_s(layers[::-1] if last else layers, self.bandwidth_bytes_s, pin_bytes)
+        return loads_s[::-1] if last else loads_s

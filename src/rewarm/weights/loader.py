@@ -1,0 +1,104 @@
+"""The loader: one thread that brings a pack's layers into memory in execution order, while others compute.
+
+Nothing depends on it but time. Who reads a page before the loader came to it takes a page fault, as with any mapped
+file; so a loader that fails lets everybody pass, and the bytes are what they are.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from rewarm import kernel
+from rewarm.weights.format import Index, Span
+from rewarm.weights.pages import Mapped
+
+
+class Stream:
+    """Populates the layers of `index` that are not on demand, in order; `mappings` are its data files, mapped.
+
+    The thread starts at once and ends with the last layer. It must not be started in a process that will fork.
+    """
+
+    def __init__(self, index: Index, mappings: Sequence[Mapped]) -> None:
+        self._spans = [() if layer.on_demand else index.spans(no) for no, layer in enumerate(index.layers)]
+        self._mappings = mappings
+        self._progress = threading.Condition()
+        self._loaded = 0  # layers 0 … loaded - 1 are in memory
+        self._stopped = False
+        #: By layer, the bytes that were not in memory when the load began: what it has to read.
+        self.missing_bytes = tuple(self._missing())
+        self._since_s = time.perf_counter()
+        #: Seconds from the start to the end of the load, so far.
+        self.seconds = 0.0
+        #: Why the loader gave up, if it did.
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="rewarm-loader", daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Nothing will be waited for any more."""
+        return self._loaded == len(self._spans)
+
+    @property
+    def bytes_read(self) -> int:
+        """Of the layers loaded so far, what was not in memory when the load began."""
+        return sum(self.missing_bytes[: self._loaded])
+
+    def wait(self, layer_no: int) -> float:
+        """Until the layer, and all before it, are in memory → seconds waited."""
+        if layer_no < self._loaded:  # without the lock: it only grows
+            return 0.0
+        since_s = time.perf_counter()
+        with self._progress:
+            self._progress.wait_for(lambda: layer_no < self._loaded)
+        return time.perf_counter() - since_s
+
+    def close(self) -> None:
+        """Stop after the chunk in flight, let all who wait pass, and leave no thread. Harmless a second time."""
+        self._stopped = True
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for layer_no in range(len(self._spans)):
+                self._load(layer_no)
+                self._reached(layer_no + 1)
+        except Exception as error:  # whoever touches the page meets the same fault, and can say whose it was
+            self.error = error
+        finally:
+            self._reached(len(self._spans))
+
+    def _missing(self) -> Iterator[int]:
+        # All before the first read: the kernel reads ahead, so what a layer lacks may be there when its turn comes.
+        files = [os.open(mapped.path, os.O_RDONLY | os.O_CLOEXEC) for mapped in self._mappings]
+        try:
+            for spans in self._spans:
+                yield sum(self._missing_of(span, files[span.file]) for span in spans)
+        finally:
+            for file in files:
+                os.close(file)
+
+    def _missing_of(self, span: Span, file: int) -> int:
+        size_bytes = span.end - span.begin
+        try:
+            return max(0, size_bytes - kernel.cached_bytes(file, span.begin, span.end))
+        except OSError:
+            return min(size_bytes, self._mappings[span.file].missing_bytes(span.begin, span.end))
+
+    def _load(self, layer_no: int) -> None:
+        for span in self._spans[layer_no]:
+            self._mappings[span.file].populate(span.begin, span.end, self._go_on)
+
+    def _go_on(self, begin: int, end: int) -> None:
+        if self._stopped:
+            raise InterruptedError("the load was stopped")
+
+    def _reached(self, loaded: int) -> None:
+        self.seconds = time.perf_counter() - self._since_s
+        with self._progress:
+            self._loaded = loaded
+            self._progress.notify_all()

@@ -1,0 +1,283 @@
+"""The planner of pins against brute force: nothing that fits the budget beats it; and a node of packed functions.
+
+Times and sizes are small whole numbers of a power of two, so that sums of floats are exact and equals are equal.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate, chain, combinations, product
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from rewarm.facts import messages as m
+from rewarm.facts.pack import LayerFacts, PackFacts
+from rewarm.policy.keepalive.base import KeepalivePolicy
+from rewarm.policy.keepalive.fixed import FixedKeepalive
+from rewarm.policy.keepalive.hazard import Hazard
+from rewarm.policy.keepalive.none import NoKeepalive
+from rewarm.policy.pinning import pareto
+from rewarm.policy.pinning.greedy import ModelLoad, plan
+from rewarm.policy.pinning.timeline import bubble_s, loads_s, ttfi_s, ttfi_with_pin_s, zero_bubble_bytes
+from rewarm.testing import World
+
+EIGHTH = 0.125
+unhurried = settings(deadline=None)
+MB = 1 << 20
+
+whole = st.integers(0, 40)
+times = whole.map(lambda n: n * EIGHTH)
+bandwidths = st.sampled_from([1.0, 2.0, 8.0])
+
+
+@st.composite
+def models(draw: st.DrawFn, most: int = 10, compute: st.SearchStrategy[float] = times) -> list[LayerFacts]:
+    pairs = draw(st.lists(st.tuples(whole, compute, st.booleans()), min_size=1, max_size=most))
+    return [
+        LayerFacts(str(n), size, compute_s, demand and n % 3 == 0) for n, (size, compute_s, demand) in enumerate(pairs)
+    ]
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> tuple[list[float], list[float], list[int]]:
+    rows = draw(st.lists(st.tuples(times, times, whole), max_size=10))
+    return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
+
+
+def played_s(load_s: list[float], compute_s: list[float], setup_s: float = 0.0) -> float:
+    """Layer after layer: it starts when the one before has ended and it is loaded itself."""
+    ends_s = setup_s
+    for loaded_s, compute in zip(accumulate(load_s), compute_s, strict=True):
+        ends_s = max(ends_s, loaded_s) + compute
+    return ends_s
+
+
+def subsets(count: int) -> chain[tuple[int, ...]]:
+    return chain.from_iterable(combinations(range(count), k) for k in range(count + 1))
+
+
+def without(load_s: list[float], pinned: tuple[int, ...] | frozenset[int]) -> list[float]:
+    return [0.0 if k in pinned else load for k, load in enumerate(load_s)]
+
+
+# ---------------------------------------------------------------- one model
+
+
+@unhurried
+@given(jobs(), times)
+def test_the_formula_is_the_play(job: tuple[list[float], list[float], list[int]], setup_s: float) -> None:
+    load_s, compute_s, _ = job
+    assert ttfi_s(load_s, compute_s, setup_s) == played_s(load_s, compute_s, setup_s)
+    assert bubble_s(load_s, compute_s, setup_s) == played_s(load_s, compute_s, setup_s) - setup_s - sum(compute_s)
+
+
+@unhurried
+@given(models(), bandwidths, times)
+def test_zero_bubble_bytes_are_enough_and_one_less_is_not(
+    layers: list[LayerFacts], bandwidth: float, setup_s: float
+) -> None:
+    need = zero_bubble_bytes(layers, bandwidth, setup_s)
+    alone_s = setup_s + sum(layer.compute_s for layer in layers)
+    assert 0 <= need <= sum(layer.size_bytes for layer in layers if not layer.on_demand)
+    assert ttfi_with_pin_s(layers, bandwidth, need, setup_s) == alone_s
+    if need:
+        assert ttfi_with_pin_s(layers, bandwidth, need - 1, setup_s) > alone_s
+
+
+@unhurried
+@given(models(), bandwidths, times, st.integers(0, 400))
+def test_a_pin_of_so_many_bytes_saves_as_the_closed_form_says(
+    layers: list[LayerFacts], bandwidth: float, setup_s: float, pin: int
+) -> None:
+    """T(B) = max(setup + sum of c, T(0) - B / bandwidth)."""
+    alone_s = setup_s + sum(layer.compute_s for layer in layers)
+    expected_s = max(alone_s, ttfi_with_pin_s(layers, bandwidth, 0, setup_s) - pin / bandwidth)
+    assert ttfi_with_pin_s(layers, bandwidth, pin, setup_s) == expected_s
+
+
+@unhurried
+@given(models(most=8), bandwidths, st.integers(0, 200), st.data())
+def test_no_set_of_as_many_bytes_beats_the_front(
+    layers: list[LayerFacts], bandwidth: float, budget: int, data: st.DataObject
+) -> None:
+    """Any bytes of any layers: each is drawn, or all whole layers that fit are tried."""
+    front_s = ttfi_with_pin_s(layers, bandwidth, budget)
+    load_s, compute_s = loads_s(layers, bandwidth), [layer.compute_s for layer in layers]
+    for pinned in subsets(len(layers)):
+        if sum(layers[k].size_bytes for k in pinned) <= budget:
+            assert front_s <= played_s(without(load_s, pinned), compute_s)
+    left, load_s = budget, [0.0] * len(layers)
+    for k in data.draw(st.permutations(range(len(layers)))):
+        streamed = 0 if layers[k].on_demand else layers[k].size_bytes
+        there = data.draw(st.integers(0, min(left, streamed)))
+        left -= there
+        load_s[k] = (streamed - there) / bandwidth
+    assert front_s <= played_s(load_s, compute_s)
+
+
+# ---------------------------------------------------------------- whole layers
+
+
+@unhurried
+@given(jobs(), st.integers(0, 200))
+def test_no_set_of_layers_within_the_budget_is_sooner(
+    job: tuple[list[float], list[float], list[int]], budget: int
+) -> None:
+    load_s, compute_s, sizes = job
+    pinned = pareto.pins(load_s, compute_s, sizes, budget)
+    assert sum(sizes[k] for k in pinned) <= budget
+    soonest_s = min(
+        played_s(without(load_s, some), compute_s)
+        for some in subsets(len(sizes))
+        if sum(sizes[k] for k in some) <= budget
+    )
+    assert played_s(without(load_s, pinned), compute_s) == soonest_s
+
+
+@unhurried
+@given(jobs(), st.integers(0, 600).map(lambda n: n * EIGHTH))
+def test_no_fewer_bytes_meet_the_deadline(job: tuple[list[float], list[float], list[int]], deadline_s: float) -> None:
+    load_s, compute_s, sizes = job
+    pinned = pareto.pins_for_deadline(load_s, compute_s, sizes, deadline_s)
+    meeting = [
+        sum(sizes[k] for k in some)
+        for some in subsets(len(sizes))
+        if played_s(without(load_s, some), compute_s) <= deadline_s
+    ]
+    if pinned is None:
+        assert not meeting
+    else:
+        assert played_s(without(load_s, pinned), compute_s) <= deadline_s
+        assert sum(sizes[k] for k in pinned) == min(meeting)
+
+
+# ---------------------------------------------------------------- several models
+
+
+@unhurried
+@given(
+    st.lists(st.tuples(models(most=3, compute=whole), bandwidths, whole), min_size=1, max_size=3),
+    st.integers(0, 36), st.integers(2, 7),
+)  # fmt: skip
+def test_no_other_shares_of_the_budget_cost_fewer_seconds(
+    drawn: list[tuple[list[LayerFacts], float, int]], budget: int, step: int
+) -> None:
+    """Compute in whole seconds: else the last byte of a zero-bubble budget saves only a part of what the others do."""
+    loads = [ModelLoad(str(n), layers, bandwidth, float(cold)) for n, (layers, bandwidth, cold) in enumerate(drawn)]
+
+    def cost(pins: tuple[int, ...]) -> float:
+        """Expected seconds to first inference, each second."""
+        pairs = zip(loads, pins, strict=True)
+        return sum(
+            load.cold_per_s * ttfi_with_pin_s(load.layers, load.bandwidth_bytes_s, pin) for load, pin in pairs
+        )  # fmt: skip
+
+    planned = plan(loads, budget)
+    assert sum(planned.values()) <= budget
+    least = cost(tuple(planned[load.key] for load in loads))
+    for shares in product(range(0, budget + 1, step), repeat=len(loads)):
+        assert sum(shares) > budget or least <= cost(shares)
+
+
+# ---------------------------------------------------------------- a node of packed functions
+
+NAMES = ("f", "g", "h")
+PACKS = (
+    None,
+    PackFacts("small", (LayerFacts("a", 20 * MB, 0.001), LayerFacts("b", 20 * MB, 0.02))),
+    PackFacts("large", (LayerFacts("t", 60 * MB, 0.0, True), *(LayerFacts(str(n), 30 * MB, 0.01) for n in range(6)))),
+)
+KEEPALIVES: tuple[type[KeepalivePolicy], ...] = (NoKeepalive, FixedKeepalive, Hazard)
+
+
+class PackedNode(RuleBasedStateMachine):
+    """Whatever happens: pins grow only into memory that is free, orders are few, and at the end nothing is held.
+
+    `World` checks the account and the records of models after every event.
+    """
+
+    @initialize(keepalive=st.sampled_from(KEEPALIVES), mb=st.sampled_from([64, 100, 200, 1000]))
+    def begin(self, keepalive: type[KeepalivePolicy], mb: int) -> None:
+        self.lock_bytes = 1 << 40  # what the kernel lets anyone lock
+        self.pinned: dict[str, int] = {}
+        self.world = World(mb * MB, keepalive(), pins=self.pins)
+
+    def pins(self, order: m.Pin) -> int:
+        if order.size_bytes > self.pinned.get(order.key, 0):
+            assert self.world.node.pool.ledger.spare_bytes >= 0, order
+        self.pinned[order.key] = order.size_bytes
+        return min(order.size_bytes, self.lock_bytes)
+
+    @rule(
+        name=st.sampled_from(NAMES), pack=st.sampled_from(PACKS),
+        pin=st.sampled_from(["auto", "auto", "none", "all", 0, 25 * MB]),
+    )  # fmt: skip
+    def deploy(self, name: str, pack: PackFacts | None, pin: str | int) -> None:
+        self.world.deploy(name, pack=pack, pin=pin)
+        self.world.check()
+
+    @rule(name=st.sampled_from(NAMES), order=st.sampled_from([m.Removed, m.Load, m.Unload]))
+    def order(self, name: str, order: type[m.Removed] | type[m.Load] | type[m.Unload]) -> None:
+        self.world.tell(order(name))
+
+    @rule(name=st.sampled_from(NAMES), count=st.integers(1, 5))
+    def arrive(self, name: str, count: int) -> None:
+        self.world.burst(name, count)
+
+    @rule(seconds=st.sampled_from([0.0, 0.005, 0.3, 1.0, 7.3, 61.0, 601.0]))
+    def wait(self, seconds: float) -> None:
+        before = len(self.world.done(m.Pin))
+        events = len(self.world.events)
+        self.world.run_for(seconds)
+        events = len(self.world.events) - events
+        assert len(self.world.done(m.Pin)) - before <= 2 * (events + 1)
+
+    @rule(key=st.sampled_from(["small", "large"]), mb=st.integers(0, 100), seconds=st.sampled_from([0.0, 0.01, 1.0]))
+    def load(self, key: str, mb: int, seconds: float) -> None:
+        self.world.tell(m.Loaded(key, mb * MB, seconds))
+
+    @rule(compute_s=st.lists(st.sampled_from([0.0, 0.01, 0.3, -1.0, float("nan"), float("inf")]), max_size=8))
+    def compute(self, compute_s: list[float]) -> None:
+        for key in ("small", "large"):
+            self.world.tell(m.Computed(key, tuple(compute_s)))
+
+    @rule(mb=st.sampled_from([0, 8, 30, 1 << 20]))
+    def locking(self, mb: int) -> None:
+        self.lock_bytes = mb * MB
+
+    @rule(key=st.sampled_from(["small", "large"]), mb=st.sampled_from([0, 10, 500]))
+    def held(self, key: str, mb: int) -> None:
+        """A word about pins that nobody asked for."""
+        self.world.tell(m.Pinned(key, mb * MB))
+
+    @precondition(lambda self: self.world.fake.living)
+    @rule(data=st.data(), mb=st.sampled_from([0, 1, 30, 90, 2000]))
+    def measure(self, data: st.DataObject, mb: int) -> None:
+        node = data.draw(st.sampled_from(sorted(self.world.fake.living, key=str)))
+        self.world.tell(m.Measured(node, mb * MB))
+
+    @precondition(lambda self: len(self.world.requests) > 10)
+    @rule()
+    def drain(self) -> None:
+        self.world.tell(m.Draining())
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        world.run_for(1000.0)
+        assert all(request in world.answers for request in world.requests)
+        for name in list(world.node.functions):
+            world.tell(m.Removed(name))
+        world.run_for(90_000.0)
+        assert not world.fake.living
+        assert world.held_bytes == 0
+        assert not any(self.pinned.values())
+        assert not world.node.pool.models.by_key
+
+
+PackedNode.TestCase.settings = settings(
+    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestPackedNode = PackedNode.TestCase

@@ -1,0 +1,65 @@
+"""One budget, several models."""
+
+from __future__ import annotations
+
+from rewarm.facts.pack import LayerFacts
+from rewarm.policy.pinning.greedy import ModelLoad, plan
+
+MB = 1 << 20
+
+
+def model(key: str, mb: int, cold_per_s: float, bandwidth_mb_s: float = 100.0, **more: object) -> ModelLoad:
+    """A model of one layer, so that all of it is waited for."""
+    return ModelLoad(key, [LayerFacts("only", mb * MB, 0.1)], bandwidth_mb_s * MB, cold_per_s, **more)  # type: ignore[arg-type]
+
+
+def test_the_most_often_started_first_and_the_last_in_part() -> None:
+    models = [model("rare", 100, 0.1), model("often", 100, 3.0), model("sometimes", 100, 1.0)]
+    assert plan(models, 150 * MB) == {"often": 100 * MB, "sometimes": 50 * MB, "rare": 0}
+
+
+def test_a_slow_disk_counts_like_many_starts() -> None:
+    models = [model("local", 100, 1.0, 1000.0), model("remote", 100, 0.5, 100.0)]
+    assert plan(models, 100 * MB) == {"remote": 100 * MB, "local": 0}
+
+
+def test_nothing_for_what_nobody_starts() -> None:
+    assert plan([model("never", 100, 0.0)], 1000 * MB) == {"never": 0}
+
+
+def test_no_more_than_leaves_no_bubble() -> None:
+    layers = [LayerFacts("a", 10 * MB, 0.1), LayerFacts("b", 10 * MB, 0.1)]
+    assert plan([ModelLoad("m", layers, 100.0 * MB, 1.0)], 1000 * MB) == {"m": 10 * MB}
+    assert plan([ModelLoad("m", layers, 100.0 * MB, 1.0, setup_s=0.05)], 1000 * MB) == {"m": 5 * MB}
+
+
+def test_what_was_asked_for_comes_before() -> None:
+    models = [
+        model("auto", 100, 9.0), model("none", 100, 9.0, pin="none"), model("all", 100, 0.0, pin="all"),
+        model("some", 100, 0.0, pin=30 * MB),
+    ]  # fmt: skip
+    assert plan(models, 200 * MB) == {"all": 100 * MB, "some": 30 * MB, "auto": 70 * MB, "none": 0}
+    assert plan(models, 110 * MB) == {"all": 100 * MB, "some": 10 * MB, "auto": 0, "none": 0}
+
+
+def test_no_more_than_there_is() -> None:
+    table = LayerFacts("table", 500 * MB, 0.1, on_demand=True)
+    layers = [table, LayerFacts("only", 10 * MB, 0.1)]
+    for pin in ("all", 50 * MB):
+        assert plan([ModelLoad("m", layers, 100.0 * MB, 0.0, pin)], 1000 * MB) == {"m": 10 * MB}
+
+
+def test_no_more_than_can_be_held() -> None:
+    for pin in ("auto", "all", 50 * MB):
+        models = [model("refused", 100, 9.0, pin=pin, limit_bytes=8 * MB), model("other", 100, 1.0)]
+        assert plan(models, 80 * MB) == {"refused": 8 * MB, "other": 72 * MB}
+
+
+def test_no_budget_no_pins() -> None:
+    assert plan([model("m", 100, 1.0), model("n", 100, 1.0, pin="all")], -5) == {"m": 0, "n": 0}
+    assert plan([], 5) == {}
+
+
+def test_equals_are_ranked_by_key() -> None:
+    models = [model("b", 100, 1.0), model("a", 100, 1.0)]
+    assert plan(models, 100 * MB) == plan(models[::-1], 100 * MB) == {"a": 100 * MB, "b": 0}
