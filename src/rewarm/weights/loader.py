@@ -35,6 +35,10 @@ class Stream:
         self.seconds = 0.0
         #: Why the loader gave up, if it did.
         self.error: Exception | None = None
+        for no, layer in enumerate(index.layers):
+            for span in index.spans(no) if layer.on_demand else ():
+                # Else a page fault reads 8 MiB for a row, which holds up what is streamed.
+                mappings[span.file].expect_rows(span.begin, span.end)
         self._thread = threading.Thread(target=self._run, name="rewarm-loader", daemon=True)
         self._thread.start()
 
@@ -76,11 +80,19 @@ class Stream:
         # All before the first read: the kernel reads ahead, so what a layer lacks may be there when its turn comes.
         files = [os.open(mapped.path, os.O_RDONLY | os.O_CLOEXEC) for mapped in self._mappings]
         try:
+            whole = all(self._is_cached(mapped, file) for mapped, file in zip(self._mappings, files, strict=True))
             for spans in self._spans:
-                yield sum(self._missing_of(span, files[span.file]) for span in spans)
+                yield 0 if whole else sum(self._missing_of(span, files[span.file]) for span in spans)
         finally:
             for file in files:
                 os.close(file)
+
+    def _is_cached(self, mapped: Mapped, file: int) -> bool:
+        """All of it: then there is no need to look at each layer."""
+        try:
+            return kernel.cached_bytes(file, 0, mapped.size_bytes) >= mapped.size_bytes
+        except OSError:
+            return False
 
     def _missing_of(self, span: Span, file: int) -> int:
         size_bytes = span.end - span.begin

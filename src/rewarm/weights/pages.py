@@ -52,6 +52,12 @@ def _address(mapping: mmap.mmap) -> int:
     return address
 
 
+def will_need(address: int, size_bytes: int) -> None:
+    """Begin to read the pages of some mapped memory, without waiting (MADV_WILLNEED). Only advice: it never fails."""
+    first = address - address % PAGE_BYTES
+    _libc.madvise(first, address + size_bytes - first, mmap.MADV_WILLNEED)
+
+
 class Mapped:
     """The whole of the file at `path`, which must have exactly `size_bytes`; raises WeightsCorrupt if not, or OSError.
 
@@ -127,6 +133,12 @@ class Mapped:
             raise WeightsCorrupt(f"{self.path} cannot be read at byte {begin}: {error.strerror}") from None
         finally:
             os.close(file)
+
+    def expect_rows(self, begin: int, end: int) -> None:
+        """Of the range a few rows will be read: page faults in it read ahead no more (MADV_RANDOM). Raises OSError."""
+        for first, last in self._chunks(begin, end):
+            if _libc.madvise(self._address + first, last - first, mmap.MADV_RANDOM) != 0:
+                self._fail("madvise")
 
     def resident_bytes(self, begin: int, end: int) -> int:
         """Bytes of the range's pages that are in memory, whoever put them there: mincore(2). Raises OSError.

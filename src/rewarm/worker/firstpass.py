@@ -10,15 +10,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from rewarm.weights.format import Index, LayerEntry
+from rewarm.weights.pages import will_need
 
 #: They use the parameters of their children without calling these.
 _WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 #: Of their weights some rows are read.
 TABLES = (nn.Embedding, nn.EmbeddingBag)
+
+
+_ROWS_MAX = 8192  # asked for ahead; what a pass reads beyond them costs a page fault each
 
 
 class Pass(NamedTuple):
@@ -34,13 +39,14 @@ class _Part(NamedTuple):
 
     clock: int  # from now on the time is this layer's
     wait: int  # the last of the layers that must be there
+    table: nn.Module | None  # of which rows are read on demand
 
 
 class Watch:
     """Sees the calls of `module` and of its parts until `close`.
 
-    `wait(layer)` is called before a part runs that needs it; `on_pass` after each outermost call. Forward is expected
-    to run in one thread at a time.
+    `wait(layer)` is called before a part runs that needs it; `on_pass` after each outermost call; `fetch(address,
+    size_bytes)` for each row that a table is about to read. Forward is expected to run in one thread at a time.
     """
 
     def __init__(
@@ -50,12 +56,14 @@ class Watch:
         tied: Mapping[str, str],
         wait: Callable[[int], float],
         on_pass: Callable[[Pass], None],
+        fetch: Callable[[int, int], None] | None = None,
     ) -> None:
         self._module = module  # parts are told apart by their identity, so they have to live
         self._parts = _parts(module, layers, tied)
         self._layer_count = len(layers)
         self._wait = wait
         self._on_pass = on_pass
+        self._fetch = fetch
         self._depth = 0
         self._since_s = 0.0
         self._marks: list[tuple[int, float, float]] = []  # layer, when its part was called, seconds waited
@@ -69,7 +77,7 @@ class Watch:
         for handle in self._handles:
             handle.remove()
 
-    def _enter(self, module: nn.Module, _: Any) -> None:
+    def _enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         part = self._parts.get(id(module))
         if part is None:  # of another model
             return
@@ -78,6 +86,8 @@ class Watch:
             self._since_s = now_s
             self._marks.clear()
         self._depth += 1
+        if part.table is not None and self._fetch is not None and arguments:
+            _fetch_rows(part.table, arguments[0], self._fetch)
         waited_s = self._wait(part.wait) if part.wait >= 0 else 0.0
         if part.clock >= 0:
             self._marks.append((part.clock, now_s, waited_s))
@@ -91,6 +101,8 @@ class Watch:
 
     def _passed(self, end_s: float) -> Pass:
         compute_s = [0.0] * self._layer_count
+        if not self._marks:
+            return Pass(end_s - self._since_s, 0.0, tuple(compute_s))
         ends_s = [now_s for _, now_s, _ in self._marks[1:]] + [end_s]
         since_s = self._since_s  # what comes before the first layer is counted to it
         for (layer, _, waited_s), until_s in zip(self._marks, ends_s, strict=True):
@@ -109,25 +121,40 @@ def _parts(module: nn.Module, layers: Sequence[LayerEntry], tied: Mapping[str, s
         if name in by_name
     }
 
+    twice = set(tied) | set(tied.values())
+    shared = {id(parameter) for name, parameter in module.named_parameters(remove_duplicate=False) if name in twice}
     parts: dict[int, _Part] = {}
 
     def visit(of: nn.Module) -> int:
         """→ the first layer that it or anything below it needs, or as many as there are."""
         first_below = min([visit(child) for child in of.children()], default=len(layers))
-        held = of.parameters() if isinstance(of, _WHOLE) else of.parameters(recurse=False)
+        held = list(of.parameters() if isinstance(of, _WHOLE) else of.parameters(recurse=False))
         own = sorted(layer_of[id(parameter)] for parameter in held if id(parameter) in layer_of)
         first = min([first_below, *own])
-        if isinstance(of, TABLES):  # also one that is tied to a head: that waits for it
-            own = [number for number in own if layers[number].on_demand]
+        if isinstance(of, TABLES):
+            if any(id(parameter) in shared for parameter in held):  # with a head, which waits for it
+                own = [number for number in own if layers[number].on_demand]
         elif not isinstance(of, _WHOLE):
             # What it needs after one of its children, such as the head of a whole model, must not hold it up.
             own = [number for number in own if number <= first_below]
         streamed = [number for number in own if not layers[number].on_demand]
-        parts[id(of)] = _Part(own[0] if own else -1, streamed[-1] if streamed else -1)
+        on_demand = isinstance(of, TABLES) and len(own) > len(streamed)
+        parts[id(of)] = _Part(own[0] if own else -1, streamed[-1] if streamed else -1, of if on_demand else None)
         return first
 
     visit(module)
     return parts
+
+
+def _fetch_rows(table: Any, ids: Any, fetch: Callable[[int, int], None]) -> None:
+    """Ask for all rows at once: one after the other they would be page faults, each waiting behind a large read."""
+    if not isinstance(ids, torch.Tensor) or ids.is_floating_point() or ids.device.type != "cpu":
+        return
+    weight = table.weight
+    row_bytes = weight.stride(0) * weight.element_size()
+    for row in torch.unique(ids)[:_ROWS_MAX].tolist():
+        if 0 <= row < weight.shape[0]:
+            fetch(weight.data_ptr() + row * row_bytes, row_bytes)
 
 
 class FirstPass:
@@ -141,7 +168,7 @@ class FirstPass:
         #: None until it is over.
         self.passed: Pass | None = None
         self._done = done
-        self._watch = Watch(module, index.layers, index.tied, wait, self._on_pass)
+        self._watch = Watch(module, index.layers, index.tied, wait, self._on_pass, will_need)
 
     def _on_pass(self, passed: Pass) -> None:
         if self.passed is None:

@@ -35,12 +35,12 @@ class Plan(NamedTuple):
 def groups(order: Sequence[str], size_bytes: Mapping[str, int], tables: set[str]) -> list[Group]:
     """Layers of what is used one after another: what one module owns, and small modules of one block together.
 
-    `tables`: tensors that are read by row, so on demand.
+    `tables`: tensors that are read by row, so on demand, unless they are so small that they are there at once.
     """
     found: list[Group] = []
     filled_bytes = 0
     for name in order:
-        owner, on_demand = name.rpartition(".")[0], name in tables
+        owner, on_demand = name.rpartition(".")[0], name in tables and size_bytes[name] >= LAYER_BYTES_MIN
         last = found[-1] if found else None
         if last is not None and last.on_demand == on_demand and _joins(owner, last, filled_bytes):
             found[-1] = last._replace(tensors=(*last.tensors, name))

@@ -202,13 +202,19 @@ def _shape_only(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _lacks_values(module: nn.Module) -> bool:
     """Whether something other than a parameter is left on the meta device that no checkpoint will replace."""
-    buffers = [name for name, buffer in module.named_buffers() if buffer.is_meta]
-    if buffers and not module.state_dict(keep_vars=True).keys() >= set(buffers):
-        return True
+    parts = list(module.modules())
+    if any(buffer is not None and buffer.is_meta for part in parts for buffer in part._buffers.values()):
+        buffers = {name for name, buffer in module.named_buffers() if buffer.is_meta}
+        if not module.state_dict(keep_vars=True).keys() >= buffers:
+            return True
+    held = []
+    for part in parts:
+        for value in vars(part).values():  # most are flags and dictionaries of the module's own
+            if isinstance(value, torch.Tensor):
+                held.append(value)
+            elif isinstance(value, list | tuple):
+                held += [each for each in value if isinstance(each, torch.Tensor)]
+    if not held:
+        return False
     parameters = {id(parameter) for parameter in module.parameters()}
-    for part in module.modules():
-        for value in vars(part).values():
-            held = value if isinstance(value, list | tuple) else (value,)
-            if any(isinstance(each, torch.Tensor) and each.is_meta and id(each) not in parameters for each in held):
-                return True
-    return False
+    return any(tensor.is_meta and id(tensor) not in parameters for tensor in held)

@@ -332,12 +332,12 @@ async def test_killed_it_is_started_again_with_its_pins(listening: Listening, pa
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     await client.verify(pack)  # asked of the old one, perhaps, answered by the new one
-    assert client.pid not in (None, pid)
     lost = await listening.next()
     while isinstance(lost, Pinned) and lost.size_bytes:
         lost = await listening.next()  # of "two", from before
     assert lost == Pinned("one", 0, False, "the keeper of weights has ended")
     assert await listening.next() == Pinned("one", 2 * MIB, True, "")
+    assert client.pid not in (None, pid)
     assert (await client.status()).locked_bytes == 2 * MIB
     evict(pack)
     assert 2 * MIB <= in_memory(pack) < 8 * MIB

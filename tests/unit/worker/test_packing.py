@@ -31,7 +31,7 @@ class Net(nn.Module):
         self.first = nn.Linear(8, 8)
         self.never = nn.Linear(8, 8)
         self.table = nn.Embedding(50, 8)
-        self.places = nn.Embedding(20, 8)
+        self.places = nn.Embedding(1 << 17, 8)  # 4 MiB: a smaller table is read whole
         self.norm = nn.BatchNorm1d(8)
         self.head.weight = self.table.weight
 
@@ -224,10 +224,11 @@ def test_a_module_is_never_cut_and_a_large_one_is_a_layer() -> None:
     assert layer_names(sizes) == [["0.a.weight", "0.a.bias"], ["0.b.weight", "0.b.bias", "0.c.weight", "0.c.bias"]]
 
 
-def test_tables_are_layers_of_their_own() -> None:
-    sizes = {"e.words.weight": 8, "e.places.weight": 8, "e.norm.weight": 8, "e.types.weight": 8}
+def test_large_tables_are_layers_of_their_own() -> None:
+    large = LAYER_BYTES_MIN
+    sizes = {"e.words.weight": large, "e.places.weight": large, "e.norm.weight": 8, "e.types.weight": 8}
     tables = frozenset({"e.words.weight", "e.places.weight", "e.types.weight"})
     found = groups(list(sizes), sizes, set(tables))
     assert [(list(group.tensors), group.on_demand) for group in found] == [
-        (["e.words.weight", "e.places.weight"], True), (["e.norm.weight"], False), (["e.types.weight"], True),
+        (["e.words.weight"], True), (["e.places.weight"], True), (["e.norm.weight", "e.types.weight"], False),
     ]  # fmt: skip

@@ -93,7 +93,7 @@ def watched(tmp_path: Path, make_pack: Any) -> tuple[Weights, Any, Any]:
     from torch import nn
 
     def net() -> Any:
-        return nn.Sequential(nn.Embedding(9, 600), nn.Linear(600, 2000), nn.Linear(2000, 600), nn.Linear(600, 600))
+        return nn.Sequential(nn.Embedding(1800, 600), nn.Linear(600, 2000), nn.Linear(2000, 600), nn.Linear(600, 600))
 
     model, x = net(), torch.tensor([[1, 2]])
     torch.save(model.state_dict(), tmp_path / "w.pt")
