@@ -31,7 +31,7 @@ def report_of(module: str, arguments: list[str], *, timeout_s: float, data_bytes
     `data_bytes` limits its private memory.
     """
     command = [sys.executable, "-P", "-m", module, *arguments]
-    scratch = tempfile.mkdtemp(prefix="rewarm-child-")
+    scratch = tempfile.mkdtemp(prefix=f"rewarm-{module.rpartition('.')[2]}-")
     env = {**os.environ, **kernel.SINGLE_THREADED_ENV, "TMPDIR": scratch}
     try:
         # A file and not a pipe: what the import started may hold it open for ever.

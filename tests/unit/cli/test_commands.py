@@ -16,7 +16,7 @@ from rewarm.cli.ls import policy_text
 
 Cli = Callable[..., Result]
 
-LAYERS = ("bare", "lang", "user")
+LAYERS = ("model", "bare", "lang", "user")
 
 
 def node(id: str, parent: str | None, layer: str, name: str, state: str, **more: Any) -> dict[str, Any]:
@@ -38,8 +38,14 @@ PS: dict[str, Any] = {
         node("instance:9", "lang:python", "user", "words", "ready", pid=44, version=1, idle_s=0.1),
     ],
     "ledger": {"budget_bytes": 2 << 30, "held_bytes": 86 << 20,
-               "by_layer": {"bare": 0, "lang": 25 << 20, "user": 61 << 20}},
+               "by_layer": {"model": 0, "bare": 0, "lang": 25 << 20, "user": 61 << 20}},
     "meter": {"used_mb_s": 1234.5, "wasted_mb_s": 7.0, "evictions": 2, "starts": {"cold": 1}},
+    "models": [{
+        "key": "7d58f63c9c9d" * 5, "functions": ["words"], "pin": "auto", "weights_bytes": 304 << 20,
+        "streamed_bytes": 216 << 20, "pinned_bytes": 97 << 20, "held_bytes": 97 << 20, "locked": False,
+        "bandwidth_bytes_s": 1e9, "cold_per_h": 2.0, "expected_ttfi_ms": 128.4, "read_bytes": None,
+        "last_load": {"ttfi_ms": 121.8, "bubble_ms": 3.0},
+    }],
 }  # fmt: skip
 
 
@@ -140,7 +146,7 @@ def test_ls(cli: Cli, fake: Any) -> None:
 def test_ps(cli: Cli, fake: Any) -> None:
     empty = {
         "nodes": PS["nodes"][:1], "ledger": {**PS["ledger"], "held_bytes": 0, "by_layer": dict.fromkeys(LAYERS, 0)},
-        "meter": {"used_mb_s": 0.0, "wasted_mb_s": 0.0, "evictions": 0, "starts": {}},
+        "meter": {"used_mb_s": 0.0, "wasted_mb_s": 0.0, "evictions": 0, "starts": {}}, "models": [],
     }  # fmt: skip
     fake.replies["GET /api/v1/ps"] = lambda _: (200, {}, json.dumps(empty).encode())
     assert cli("ps", "--url", fake.url).stdout == "nothing is alive\nmemory: 0 B held of 2.0 GB (0 %)\n"
@@ -157,6 +163,9 @@ def test_ps(cli: Cli, fake: Any) -> None:
     for part in ("41", "25.0 MB", "150.0 ms", "300.0 ms"):
         assert part in lines[4]
     assert "10.0 min" in lines[5] and "busy" in lines[6]
+    (model,) = (line for line in lines if line.startswith("7d58f63c9c9d"))
+    for part in ("words", "304.0 MB", "97.0 MB (touched)", "128 ms", "122 ms", "3 ms"):
+        assert part in model
     assert lines[-2] == "memory: 86.0 MB held of 2.0 GB (4 %): user 61.0 MB, lang 25.0 MB"
     assert lines[-1] == "idle memory so far: 1,234 MB·s used, 7 MB·s wasted, 2 layers evicted"
     assert json.loads(cli("ps", "--json", "--url", fake.url).stdout) == PS
