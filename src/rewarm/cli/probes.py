@@ -24,6 +24,7 @@ from rewarm.worker.node.inspect import INSTALL, version
 
 _DISK_BYTES = 32 << 20
 _NOFILE_MIN = 4096
+_CAP_IPC_LOCK = 14
 _PACKAGES = (("numpy", "functions on arrays"), ("onnxruntime", "ONNX models; rewarm[onnx]"), ("torch", "rewarm[torch]"))
 
 # Run in a process of its own: it forks and enters namespaces. Prints one JSON object of what worked.
@@ -77,6 +78,7 @@ def all_checks(home: Path) -> list[Check]:
         _namespaces(),
         _kvm(),
         _nofile(),
+        _memlock(),
         *(_package(name, what) for name, what in _PACKAGES),
         _node(),
         _wrk(),
@@ -98,6 +100,22 @@ def _compiled() -> Check:
     if Path(node.__file__).suffix == ".so":
         return Check("compiled", "hot path", True, "compiled")
     return Check("compiled", "hot path", None, "interpreted", "slower per request; a release wheel has it compiled")
+
+
+def _memlock() -> Check:
+    """How much of the weights may be pinned. Whoever has CAP_IPC_LOCK may lock all."""
+    capable = False
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("CapEff:"):
+                capable = bool(int(line.split()[1], 16) >> _CAP_IPC_LOCK & 1)
+    except (OSError, ValueError, IndexError):
+        pass
+    hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+    if capable or hard == resource.RLIM_INFINITY:
+        return Check("memlock", "locked memory", True, "no limit", "weights can be pinned")
+    note = "weights beyond it are touched from time to time instead; raise ulimit -l to pin them"
+    return Check("memlock", "locked memory", None, human_bytes(hard), note)
 
 
 def _memory() -> Check:

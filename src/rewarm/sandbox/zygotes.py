@@ -30,6 +30,7 @@ class _Zygote:
         self.alive = self.dropped = False
         self.eof = self.reaped = False
         self.error: str | None = None
+        self.parent: _Zygote | None = None  # which was told to fork it, until it is born
 
 
 class Zygotes:
@@ -71,6 +72,7 @@ class Zygotes:
         packages = key.packages
         try:
             if parent is not None and parent.alive:
+                zygote.parent = parent
                 order = json.dumps({"op": "zygote", "packages": packages}).encode()
                 socket.send_fds(parent.control, [order], [far.fileno()])
             else:
@@ -105,12 +107,14 @@ class Zygotes:
             packet = b""
         if not packet:
             zygote.eof = True
+            self._weaned(zygote)
             self._loop.remove_reader(zygote.control.fileno())
             self._maybe_gone(zygote)
             return
         report = json.loads(packet)
         if report["op"] == "born":
             zygote.pid = int(report["pid"])
+            self._weaned(zygote)
             self._reaper.watch(zygote.pid, lambda _: self._reaped(zygote))
             if zygote.dropped:
                 self._kill(zygote)
@@ -130,11 +134,22 @@ class Zygotes:
         if zygote is not None:
             zygote.dropped = True
             zygote.alive = False
-            self._kill(zygote)
+            if not self._forking(zygote):
+                self._kill(zygote)
 
     def drop_all(self) -> None:
         for key in list(self._zygotes):
             self.drop(key)
+
+    def _forking(self, parent: _Zygote) -> bool:
+        """It was told to fork another one and has not done so yet: killed now, that one would never be there."""
+        return any(zygote.parent is parent for zygote in self._zygotes.values())
+
+    def _weaned(self, zygote: _Zygote) -> None:
+        """It is born, or never will be: if its parent was told to end meanwhile, nothing keeps that any more."""
+        parent, zygote.parent = zygote.parent, None
+        if parent is not None and parent.dropped and not self._forking(parent):
+            self._kill(parent)
 
     def _kill(self, zygote: _Zygote) -> None:
         if zygote.pid is not None and not zygote.reaped:

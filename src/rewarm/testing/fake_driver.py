@@ -276,7 +276,7 @@ class FakeDriver:
             self._sink.post(m.Exited(box.id, None if box.destroyed else error))
 
     def _lang_exited(self, zygote: _Zygote, error: RewarmError | None) -> None:
-        """What was being forked from it is lost; what lives, lives on."""
+        """What was being forked from it is lost, but a zygote if this one was told to end; what lives, lives on."""
         if self._zygotes.get(zygote.key) is not zygote:
             return
         del self._zygotes[zygote.key]
@@ -284,7 +284,7 @@ class FakeDriver:
             if box.key == zygote.key and box.state is State.BARE and not box.destroyed:
                 self._exited(box, SandboxFailed(f"an instance of {box.name!r} was lost while it was forked"))
         for child in list(self._zygotes.values()):
-            if child.parent == zygote.key and not child.alive:
+            if child.parent == zygote.key and not child.alive and not zygote.dropped:
                 self._lang_exited(child, SandboxFailed(f"runtime {child.key} was lost while it was forked"))
         self._sink.post(m.LangExited(zygote.key, None if zygote.dropped else error))
 

@@ -175,6 +175,15 @@ async def zygotes_are_forked_from_zygotes(s: Stage) -> None:
     assert (await s.heard(m.LangExited, child)).error is None
 
 
+async def a_zygote_on_its_way_outlives_its_parent(s: Stage) -> None:
+    parent = await s.zygote()
+    child = LangKey((*parent.packages, "decimal"))
+    s.driver.carry_out(m.RaiseLang(child, parent))
+    s.driver.carry_out(m.DropLang(parent, "test"))
+    await s.heard(m.LangRaised, child)
+    assert (await s.heard(m.LangExited, parent)).error is None
+
+
 async def instances_outlive_their_zygote(s: Stage) -> None:
     key = await s.zygote()
     node = await s.climb(State.READY)
@@ -341,7 +350,8 @@ SANDBOX_CHECKS: dict[str, Check] = {
     for check in (
         layers_come_in_order, runs_are_answered_in_order, an_exception_is_an_answer, destroy_ends_every_stage,
         destroy_ends_every_step, a_death_has_a_reason, a_failed_start_has_a_reason, zygotes_end_when_told,
-        zygotes_are_forked_from_zygotes, instances_outlive_their_zygote, a_fork_without_its_zygote_fails,
+        zygotes_are_forked_from_zygotes, a_zygote_on_its_way_outlives_its_parent, instances_outlive_their_zygote,
+        a_fork_without_its_zygote_fails,
         the_unknown_is_ignored, several_at_once, closing_ends_everything,
     )
 }  # fmt: skip
