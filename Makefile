@@ -29,7 +29,7 @@ COMPILED_TESTS := tests/conformance tests/golden tests/unit/sim/test_run.py $(ad
 SOURCES        := $(shell find src -name '*.py' -o -name '*.mjs') pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo test test-interpreted test-compiled compiled check coverage format bench bench-deps system-deps clean
+.PHONY: help venv install demo test test-interpreted test-compiled compiled check coverage format bench bench-deps system-deps qemu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -83,7 +83,7 @@ bench-deps: $(foreach peer,$(PEERS),.bench/$(peer)/.stamp) $(STAMP_DEV) ## what 
 	@if $(CAN_COMPILE); then $(MAKE) --no-print-directory compiled; \
 	else echo "bench-deps: no C compiler or no Python.h (make system-deps); throughput.py takes --interpreted"; fi
 
-system-deps: ## wrk for the benchmarks, node for functions in JavaScript, gcc for the hot path, if we may install them
+system-deps: ## wrk for the benchmarks, node for functions in JavaScript, gcc for the hot path, QEMU, if we may install them
 	@missing=""; \
 	command -v wrk >/dev/null 2>&1 || missing="$$missing wrk"; \
 	command -v node >/dev/null 2>&1 || missing="$$missing nodejs"; \
@@ -91,12 +91,33 @@ system-deps: ## wrk for the benchmarks, node for functions in JavaScript, gcc fo
 	command -v $${CC:-cc} >/dev/null 2>&1 || missing="$$missing gcc libc6-dev"; \
 	$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
 		|| missing="$$missing python3-dev"; \
+	PATH="$$PATH:/usr/sbin:/sbin" command -v mke2fs >/dev/null 2>&1 || missing="$$missing e2fsprogs"; \
 	if [ -z "$$missing" ]; then echo "system-deps: nothing is missing"; \
 	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then \
 		echo "system-deps: not installed (needs root and apt):$$missing; all of it is optional"; \
 	else \
 		echo "system-deps: installing$$missing"; \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+		apt-get update -qq && $(APT_INSTALL) $$missing; \
+	fi
+	@$(MAKE) --no-print-directory qemu
+
+# Debian 12 has QEMU 7.2, which cannot restore what we save; its backports have a newer one.
+qemu: ## QEMU 8.2 or newer for micro-VMs, from Debian's packages, if we may install it
+	@if $(CAN_MICROVM); then echo "qemu: it is there"; \
+	elif [ "$$(uname -m)" != x86_64 ]; then echo "qemu: skipped, micro-VMs need x86_64"; \
+	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then \
+		echo "qemu: not installed (needs root and apt); it is optional, without it there are no micro-VMs"; \
+	else \
+		. /etc/os-release; release=""; \
+		if [ "$$ID$$VERSION_ID" = debian12 ]; then \
+			release="-t bookworm-backports"; \
+			grep -rqs bookworm-backports /etc/apt/sources.list /etc/apt/sources.list.d || \
+				printf '%s\n' 'Types: deb' 'URIs: http://deb.debian.org/debian' 'Suites: bookworm-backports' 'Components: main' \
+					'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' > /etc/apt/sources.list.d/backports.sources; \
+		fi; \
+		echo "qemu: installing qemu-system-x86 $$release"; \
+		apt-get update -qq && $(APT_INSTALL) $$release qemu-system-x86; \
+		$(CAN_MICROVM) || echo "qemu: still none of 8.2 or newer; micro-VMs are not available"; \
 	fi
 
 clean: ## remove everything that make and the tools made
@@ -107,6 +128,11 @@ clean: ## remove everything that make and the tools made
 # A C compiler, and the headers of the interpreter in use.
 CAN_COMPILE = command -v $${CC:-cc} >/dev/null 2>&1 && \
 	$(BIN)/python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'
+
+CAN_MICROVM = qemu-system-x86_64 --version 2>/dev/null | \
+	awk 'match($$0, /version [0-9]+\.[0-9]+/) { split(substr($$0, RSTART + 8), v, "."); new = v[1] * 100 + v[2] >= 802 } END { exit !new }'
+
+APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 
 # ---------------------------------------------------------------- files behind the targets
 

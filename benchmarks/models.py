@@ -8,22 +8,26 @@ Every instance ends with its call (keep-alive `none`), so every call is a cold s
 called about 1/r as often as the first. Asked is: do all answer, with the right answers; is anything killed; does the
 ledger stay within its budget; and do pins go to the models with the most cold starts per second of read time.
 
-Then four instances of one model at once: what they hold together, over what one holds (PSS).
+Then four instances of one model at once: what they hold together, over what one holds (PSS). Of such a model, and of
+one in the shape of BERT-base on torch (--quick: of MiniLM), if torch is installed.
 
 The JSON: {"answers", "errors", "killed", "budget_bytes", "held_bytes_max", "functions": [{"function", "starts",
 "cold_per_h", "pinned_bytes", "streamed_bytes"}], "in_order", "pss_one_mb", "pss_four_mb", "four_over_one",
-"extra_private_mb"}.
+"extra_private_mb", "torch": {"model", "pss_one_mb", "pss_four_mb", "four_over_one", "extra_private_mb"} or null}.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import re
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -61,6 +65,37 @@ class Model:
         return np.full((len(x), 1), round(total), np.float64)
 '''
 
+TORCH_APP = '''
+import time
+
+import numpy as np
+import rewarm
+import torch
+from rewarm.bench.zoo.models import FACTORIES
+
+
+@rewarm.function(
+    name="model", preload=["torch"], weights="{model}-0.safetensors", memory="2GB", max_instances=4,
+    inputs={{"tokens": rewarm.Tensor("int64", [32])}}, keepalive="fixed:ttl=10min",
+)
+class Model:
+    def __init__(self, weights: rewarm.Weights) -> None:
+        self.net = weights.module(FACTORIES["{model}"])
+
+    def predict(self, tokens: np.ndarray) -> np.ndarray:
+        """Long enough for others to start beside it."""
+        time.sleep(2.0)
+        with torch.inference_mode():
+            return self.net(torch.from_numpy(tokens)).float().numpy().reshape(len(tokens), -1)[:, :4]
+'''
+# In a process of its own: torch stays out of this one.
+WRITE_TORCH = """
+import sys
+from pathlib import Path
+from rewarm.bench.zoo.generate import weights_file
+weights_file(sys.argv[1], Path(sys.argv[2]), 0)
+"""
+
 
 def write_weights(path: Path, number: int, size_bytes: int) -> int:
     """A checkpoint of LAYERS layers, all their values a small number of the model's own → their sum."""
@@ -83,12 +118,22 @@ def write_weights(path: Path, number: int, size_bytes: int) -> int:
 
 def deploy(api: Api, name: str, number: int, size_bytes: int, keepalive: str) -> int:
     with tempfile.TemporaryDirectory(prefix="rewarm-models-") as folder:
-        Path(folder, "app.py").write_text(APP.format(name=name, keepalive=keepalive), encoding="utf-8")
         total = write_weights(Path(folder, "w.safetensors"), number, size_bytes)
-        done = upload(api, of_target(str(Path(folder, "app.py")), Wish()))
-        if not done["weights"]["packed"]:
-            raise SystemExit(f"{name} was not packed: {done['weights']['why']}")
+        _publish(api, Path(folder), APP.format(name=name, keepalive=keepalive))
     return total
+
+
+def deploy_torch(api: Api, model: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="rewarm-models-") as folder:
+        subprocess.run([sys.executable, "-c", WRITE_TORCH, model, folder], check=True)
+        _publish(api, Path(folder), TORCH_APP.format(model=model))
+
+
+def _publish(api: Api, folder: Path, code: str) -> None:
+    Path(folder, "app.py").write_text(code, encoding="utf-8")
+    done = upload(api, of_target(str(Path(folder, "app.py")), Wish()))
+    if not done["weights"]["packed"]:
+        raise SystemExit(f"{done['name']} was not packed: {done['weights']['why']}")
 
 
 def under_pressure(size_bytes: int, memory: str, rounds: int) -> dict[str, Any]:
@@ -126,14 +171,15 @@ def under_pressure(size_bytes: int, memory: str, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def shared(size_bytes: int) -> dict[str, Any]:
-    with local_server(["--memory", "4GB"]) as url, Api(url) as api:
-        deploy(api, "model", 0, size_bytes, "fixed:ttl=10min")
+def shared(publish: Callable[[Api], object], body: bytes) -> dict[str, Any]:
+    """One instance of the function `model`, then four at once."""
+    with local_server(["--memory", "8GB"]) as url, Api(url) as api:
+        publish(api)
         found: dict[int, tuple[float, float]] = {}
         for count in (1, 4):
             for _ in range(TRIES_MAX):
                 with ThreadPoolExecutor(count) as pool:
-                    list(pool.map(lambda _: _call(url), range(count)))
+                    list(pool.map(lambda _: _call(url, body), range(count)))
                 pids = [entry["pid"] for entry in api.instances()["instances"]]
                 if len(pids) >= count:
                     break
@@ -146,9 +192,17 @@ def shared(size_bytes: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _call(url: str) -> None:
+def shared_torch(model: str) -> dict[str, Any] | None:
+    if importlib.util.find_spec("torch") is None:
+        return None
+    return {"model": model, **shared(lambda api: deploy_torch(api, model), json.dumps(list(range(32))).encode())}
+
+
+def _call(url: str, body: bytes) -> None:
     with Api(url) as api:
-        api.invoke("model", b"[1.0]")
+        answer = api.invoke("model", body)
+        if answer.status != 200:
+            raise BenchmarkError(f"the call was answered with {answer.status}")
 
 
 def _smaps(pid: int, name: str) -> float:
@@ -165,7 +219,8 @@ def main() -> None:
     size_bytes, memory = (WEIGHTS_BYTES // 4, "256MB") if args.quick else (WEIGHTS_BYTES, MEMORY)
     result = {
         **under_pressure(size_bytes, memory, 2 if args.quick else ROUNDS),
-        **shared(size_bytes),
+        **shared(lambda api: deploy(api, "model", 0, size_bytes, "fixed:ttl=10min"), b"[1.0]"),
+        "torch": shared_torch("minilm" if args.quick else "bert-base"),
         "machine": machine(),
     }
     print_table(f"behind --memory {memory}", ["function", "starts", "cold/h", "pinned MB", "of MB"], [
@@ -177,10 +232,12 @@ def main() -> None:
         f"{result['held_bytes_max'] / 2**20:.0f} MB of {result['budget_bytes'] / 2**20:.0f} held; pins in order of "
         f"cold starts: {'yes' if result['in_order'] else 'no'}"
     )
-    print(
-        f"PSS of one instance {result['pss_one_mb']} MB, of four {result['pss_four_mb']} MB "
-        f"({result['four_over_one']} x); private {result['extra_private_mb']} MB each"
-    )
+    for name, found in (("arrays", result), (f"torch, {(result['torch'] or {}).get('model')}", result["torch"])):
+        if found is not None:
+            print(
+                f"{name}: PSS of one instance {found['pss_one_mb']} MB, of four {found['pss_four_mb']} MB "
+                f"({found['four_over_one']} x); private {found['extra_private_mb']} MB each"
+            )
     finish(result, args.json)
 
 

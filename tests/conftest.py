@@ -4,12 +4,46 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 
+from rewarm.errors import MicrovmUnavailable
+from rewarm.guest.build import build_guest, find_guest
+from rewarm.vmm.qemu import find_qemu
+
 _HERE = Path(__file__).parent
+_GUEST_HOME = "REWARM_TEST_GUEST_HOME"
+
+
+@pytest.fixture(scope="session")
+def give_guest(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Gives a home a guest, as `rewarm microvm build` does. One is built for all processes of a run of tests.
+
+    The environment may name a home for it that outlives the run: REWARM_TEST_GUEST_HOME.
+    """
+    named = os.environ.get(_GUEST_HOME)
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    home = Path(named) if named else shared / "guest-home"
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        find_qemu()
+        with (home / "building").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                guest = find_guest(home)
+            except MicrovmUnavailable:
+                guest = build_guest(home, lambda step, done, total: None)
+    except MicrovmUnavailable as error:
+        pytest.skip(f"no micro-VMs here: {error.message}")
+
+    def give(path: Path) -> None:
+        (path / "microvm").mkdir(parents=True)
+        (path / "microvm" / "guest").symlink_to(guest.folder)
+
+    return give
 
 
 @pytest.hookimpl(wrapper=True)

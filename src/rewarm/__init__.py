@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 from rewarm.define import Aimd, Dynamic, NoBatching, Slo, Static, function
 from rewarm.errors import RewarmError
 from rewarm.facts.function import Tensor
+from rewarm.hooks import after_restore, before_snapshot
 
 if TYPE_CHECKING:
     from rewarm.worker.weights import Weights
 
 __version__ = "0.1.0"
-__all__ = ["Aimd", "Dynamic", "NoBatching", "RewarmError", "Slo", "Static", "Tensor", "Weights", "function"]
+__all__ = [
+    "Aimd", "Dynamic", "NoBatching", "RewarmError", "Slo", "Static", "Tensor", "Weights", "after_restore",
+    "before_snapshot", "function",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

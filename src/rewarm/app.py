@@ -22,14 +22,18 @@ from rewarm.control.http import make_application
 from rewarm.control.measure import measure_forever
 from rewarm.control.models import ModelDesk
 from rewarm.control.plane import ControlPlane
+from rewarm.control.sleepers import SleepDesk
 from rewarm.core.node import Node
 from rewarm.errors import PortInUse, SystemFault
 from rewarm.facts import messages as m
 from rewarm.obs.logs import LogStore
 from rewarm.policy import registry
 from rewarm.pump import Pump
+from rewarm.sandbox.fleet import Fleet
 from rewarm.sandbox.guard import GuardedDriver
 from rewarm.sandbox.isolation import wanted
+from rewarm.sandbox.library import Library
+from rewarm.sandbox.microvm import MicrovmDriver
 from rewarm.sandbox.process import ProcessDriver
 from rewarm.serve.door import Door
 from rewarm.serve.protocol import bind
@@ -54,9 +58,11 @@ def serve(config: ServerConfig) -> int:
         logs = LogStore(config.log_bytes_max, time.time)
         pump = Pump()
         models = ModelDesk(store)
-        driver = GuardedDriver(ProcessDriver(store.home.run_dir, pump=pump, isolation=isolation, models=models))
-        executor = Executor(Node(config.memory_bytes, keepalive), driver, logs, models=models)
-        plane = ControlPlane(config, store, executor, models, rewarm.__version__)
+        library = Library(store.home.path, store.snapshots, config.restore)
+        processes = ProcessDriver(store.home.run_dir, pump=pump, isolation=isolation, models=models)
+        driver = GuardedDriver(Fleet(processes, MicrovmDriver(store.home.run_dir, library, pump=pump)))
+        executor = Executor(Node(config.memory_bytes, keepalive, config.disk_bytes), driver, logs, models=models)
+        plane = ControlPlane(config, store, executor, models, SleepDesk(library), rewarm.__version__)
         with asyncio.Runner(loop_factory=lambda: make_loop(pump)) as runner:
             return runner.run(_run(config, plane, pump, sock))
 
@@ -67,6 +73,7 @@ async def _run(config: ServerConfig, plane: ControlPlane, pump: Pump, sock: sock
     executor.start(door)
     door.start(plane, pump)
     plane.restore()
+    checking = asyncio.create_task(plane.sleepers.check(list(plane.revisions.values())))
     settings = uvicorn.Config(
         make_application(plane), http=bind(door), ws="none", lifespan="off", loop="asyncio", log_config=None,
         access_log=False, server_header=False, timeout_keep_alive=int(config.limits.keepalive_timeout_s),
@@ -84,6 +91,7 @@ async def _run(config: ServerConfig, plane: ControlPlane, pump: Pump, sock: sock
         await server.serve(sockets=[sock])
     finally:
         measuring.cancel()
+        checking.cancel()
         await executor.close()
     return 0
 

@@ -33,6 +33,8 @@ class ServerConfig:
     host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT
     memory_bytes: int = 2 << 30  # budget of the ledger
+    disk_bytes: int = 20 << 30  # budget of what sleeps on disk
+    restore: str = "auto"  # how sleeping micro-VMs are woken, see snapshot.restore.POLICIES
     keepalive: str = "fixed"  # "name" or "name:key=value,key=value"
     drain_s: float = 30.0  # how long a graceful shutdown may take
     measure_every_s: float = 1.0  # how often resident memory is read
@@ -44,5 +46,7 @@ class ServerConfig:
             raise BadDefinition(f"port must be 0 to 65535, not {self.port}")
         if self.memory_bytes < 64 << 20:
             raise BadDefinition("the memory budget must be at least 64MB; give more with --memory")
+        if self.disk_bytes < 0:
+            raise BadDefinition("the disk budget must not be negative; give none with --disk 0")
         if self.drain_s < 0 or self.measure_every_s <= 0:
             raise BadDefinition("drain_s must not be negative and measure_every_s must be positive")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from rewarm.errors import BadDefinition
-from rewarm.facts.function import FunctionSpec, Pin, PolicySpec, Tensor
+from rewarm.facts.function import FunctionSpec, Isolation, Pin, PolicySpec, Tensor
 from rewarm.units import seconds, size_bytes
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -67,24 +67,22 @@ def function(
     queue_max: int = 1024,
     batched: bool = False,
     env: Mapping[str, str] | None = None,
+    isolation: Isolation = "process",
+    samples: Sequence[str] = (),
 ) -> Any:
     """Make a class with `predict`, or a `handler(event, context)`, deployable.
 
     The class's `predict` takes numpy arrays whose leading axis is the batch and returns as many rows. A handler with
     `batched=True` takes a list of events (and the list of their contexts) and returns a list of as many answers.
+    `isolation="microvm"` runs it in a virtual machine of its own, which can sleep on disk; `samples` are JSON files
+    beside it, the bodies of calls with which such a machine is warmed up before it sleeps.
     Raises BadDefinition for anything that cannot be meant, at import, with the name of the argument.
     """
 
     def define(thing: F) -> F:
         is_class = inspect.isclass(thing)
-        if is_class and not callable(getattr(thing, "predict", None)):
-            raise BadDefinition(f"class {thing.__name__} has no method predict")
-        if isinstance(preload, str):
-            raise BadDefinition(f"preload is a list of packages: write preload=[{preload!r}]")
-        if is_class and batched:
-            raise BadDefinition("batched=True is for handlers; predict always takes a batch")
-        if not is_class and (weights or inputs or outputs):
-            raise BadDefinition("weights, inputs and outputs are for classes with predict, not for handlers")
+        _check_lists(preload=preload, samples=samples)
+        _check_kind(thing, batched, bool(weights or inputs or outputs))
         file = weights if weights is None or isinstance(weights, str) else str(weights.path)
         spec = FunctionSpec(
             name=name or thing.__name__.lower(),
@@ -104,12 +102,33 @@ def function(
             max_instances=max_instances,
             queue_max=queue_max,
             env=tuple(sorted((env or {}).items())),
+            isolation=isolation,
+            samples=tuple(samples),
         )
         check_spec(spec)
         thing.__rewarm__ = spec  # type: ignore[attr-defined]
         return thing
 
     return define if target is None else define(target)
+
+
+def _check_lists(*, preload: Sequence[str], samples: Sequence[str]) -> None:
+    """A text is a sequence of texts as well, but hardly meant."""
+    if isinstance(preload, str):
+        raise BadDefinition(f"preload is a list of packages: write preload=[{preload!r}]")
+    if isinstance(samples, str):
+        raise BadDefinition(f"samples is a list of files: write samples=[{samples!r}]")
+
+
+def _check_kind(thing: Callable[..., Any], batched: bool, has_arrays: bool) -> None:
+    """What is said goes with a class with predict, or with a handler."""
+    is_class = inspect.isclass(thing)
+    if is_class and not callable(getattr(thing, "predict", None)):
+        raise BadDefinition(f"class {thing.__name__} has no method predict")
+    if is_class and batched:
+        raise BadDefinition("batched=True is for handlers; predict always takes a batch")
+    if not is_class and has_arrays:
+        raise BadDefinition("weights, inputs and outputs are for classes with predict, not for handlers")
 
 
 def default_batching(takes_batches: bool) -> PolicySpec:

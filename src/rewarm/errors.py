@@ -24,7 +24,11 @@ RewarmError
     ├── HomeLocked
     ├── HomeTooNew
     ├── PortInUse
+    ├── MicrovmUnavailable      500  no QEMU, no guest, no Debian packages to make one of: says what to install
     ├── WeightsCorrupt          500  a pack, or a file it refers to, is missing or not what was written: deploy again
+    ├── SnapshotCorrupt         500  a file of a snapshot is missing or not what was written: it is made again
+    ├── SnapshotMismatch        500  a snapshot of another kernel, root file system, QEMU, CPU model or format
+    ├── SnapshotFailed          500  a snapshot could not be made
     └── SandboxFailed           500
 
 `status` is the HTTP status, `code` the stable word in the JSON answer, `exit_code` what the CLI exits with,
@@ -179,8 +183,24 @@ class PortInUse(SystemFault):
     code = "port_in_use"
 
 
+class MicrovmUnavailable(SystemFault):
+    code = "microvm_unavailable"
+
+
 class WeightsCorrupt(SystemFault):
     code = "weights_corrupt"
+
+
+class SnapshotCorrupt(SystemFault):
+    code = "snapshot_corrupt"
+
+
+class SnapshotMismatch(SystemFault):
+    code = "snapshot_mismatch"
+
+
+class SnapshotFailed(SystemFault):
+    code = "snapshot_failed"
 
 
 class SandboxFailed(SystemFault):

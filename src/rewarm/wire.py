@@ -19,6 +19,12 @@ Where nothing but the body differs (one kind and no meta; or 200, one form, no f
 HELLO (worker → server): `number` is its pid. LOAD (to the worker), LOADED and FAILED (to the server): a JSON object.
 NOTED (to the server), before the REPLY of the batch with which an instance's weights were loaded: JSON, how that went.
 
+Of guests only, whose snapshots are taken and restored; all are JSON objects:
+RESUME (to the guest), the first frame after a start or a restore: {"seed": 64 bytes in hex, "wall_s": seconds since the
+            epoch, "instance": name}. RESUMED (to the server), {}: its randomness, clock and name are its own from here.
+FREEZE (to the guest), before a snapshot is taken. FROZEN (to the server), {}: it holds still until the next RESUME.
+Either may be answered by FAILED instead, if a hook of user code raised.
+
 Both ends are ours and of one version, on a socketpair: a frame that does not parse is a bug or a worker that wrote
 where it must not, and ends the worker (`WireError`), never the server.
 """
@@ -44,6 +50,10 @@ LOAD: Final = 4
 LOADED: Final = 5
 FAILED: Final = 6
 NOTED: Final = 7
+RESUME: Final = 8
+RESUMED: Final = 9
+FREEZE: Final = 10
+FROZEN: Final = 11
 
 # How the caller spoke, and so how the worker decodes and answers.
 KIND_JSON: Final = 0
@@ -222,7 +232,7 @@ def reply_bytes_max(count: int) -> int:
 
 
 def encode_plain(frame_type: int, body: bytes = b"", number: int = 0) -> bytes:
-    """A frame without items: HELLO, LOAD, LOADED, FAILED, NOTED."""
+    """A frame without items: any but RUN and REPLY."""
     return HEAD.pack(HEAD_BYTES + len(body), frame_type, 0, 0, number, 0) + body
 
 

@@ -14,14 +14,16 @@ import pytest
 from rewarm.errors import SandboxFailed, StartFailed
 from rewarm.facts import messages as m
 from rewarm.facts.function import FunctionSpec, LangKey, Revision
+from rewarm.sandbox.port import SandboxDriver
 from rewarm.sandbox.process import ProcessDriver
-from rewarm.testing import FakeDriver, Seconds, check_sandbox_driver, held_by_process
+from rewarm.testing import VM_CHECKS, FakeDriver, Seconds, check_sandbox_driver, held_by_process
 from rewarm.testing.sandboxes import CONSUMED_CHECKS, PROBE, SANDBOX_CHECKS, behave
 from rewarm.testing.stage import Stage
 
 SPEC = FunctionSpec("probe", "handler", "probe:main", timeout_s=30.0)
 QUICK = Seconds(
-    bare=0.001, zygote=0.01, zygote_fork=0.005, fork=0.002, user=0.005, ready=0.001, run=0.005, row=0.0, exit=0.002
+    bare=0.001, zygote=0.01, zygote_fork=0.005, fork=0.002, user=0.005, ready=0.001, run=0.005, row=0.0, exit=0.002,
+    restore=0.002, sleep=0.01,
 )  # fmt: skip
 AT_ONCE = Seconds(bare=0.0, zygote=0.0, zygote_fork=0.0, fork=0.0, user=0.0, ready=0.0, run=0.0, row=0.0, exit=0.0)
 
@@ -73,6 +75,17 @@ async def test_fake_driver_with_runtimes_that_do_not_fork(name: str, seconds: Se
     spec = dataclasses.replace(SPEC, runtime="nodejs")
     revision, broken = Revision(spec, "1", 1, "good"), Revision(spec, "2", 2, "bad")
     await check_sandbox_driver(fake(seconds), revision, broken, checks=CONSUMED_CHECKS, only=name)
+
+
+@pytest.mark.parametrize("name", VM_CHECKS)
+async def test_fake_driver_with_micro_vms(name: str) -> None:
+    def damage(driver: SandboxDriver, revision: Revision) -> None:
+        assert isinstance(driver, FakeDriver)
+        driver.damaged.add(revision.digest)
+
+    spec = dataclasses.replace(SPEC, isolation="microvm")
+    revision, broken = Revision(spec, "1", 1, "good"), Revision(spec, "2", 2, "bad")
+    await check_sandbox_driver(fake(QUICK), revision, broken, checks=VM_CHECKS, only=name, damage=damage)
 
 
 @pytest.mark.parametrize("parent", [False, True], ids=["from nothing", "forked"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,11 @@ def data_files(server: Any) -> list[Path]:
     return sorted((server.home / "tensors").iterdir())
 
 
+def found_bytes(tensors: dict[str, np.ndarray]) -> int:
+    """A page at the end of each is read with it."""
+    return sum(array.nbytes + 4096 for array in tensors.values())
+
+
 def model(server: Any, function: str) -> Any:
     models = server.get("/api/v1/ps")["models"]
     return next((found for found in models if function in found["functions"]), None)
@@ -128,6 +135,7 @@ def test_a_start_from_nothing_tells_how_the_weights_came(start: Callable[..., An
     assert first.status == 200 and first.json() == [66.0] * 256
     said = dict(part.split("=") for part in first.headers["rewarm-weights"].split(", "))
     assert float(said["ttfi-ms"]) > 0 and float(said["bubble-ms"]) >= 0 and int(said["pinned-bytes"]) == 0
+    assert int(said.get("ahead-bytes", 0)) <= found_bytes(layers), "what the keeper read, if it was done by then"
     again = server.invoke("deep", [1.0] * 256)
     assert again.json() == [67.0] * 256 and "rewarm-weights" not in again.headers
     found = model(server, "deep")
@@ -189,3 +197,105 @@ def test_a_pickle_with_code_in_it_is_refused(start: Callable[..., Any]) -> None:
     reply = server.put(code, name="evil", others={"w.pt": pickle.dumps(Evil())})
     assert "pickle" in reply.refused(422, "bad_definition")
     assert server.get("/api/v1/functions") == {"functions": []}
+
+
+WRITES = NET.replace(
+    "            return",
+    "            if x[0, 0] > 5:\n                self.net.layers[0].bias.zero_()\n            return",
+)
+
+
+def test_what_writes_into_its_weights_is_told_so(start: Callable[..., Any]) -> None:
+    """The process dies, since the memory is a file's that all instances share; the next one is as good as before."""
+    pytest.importorskip("torch")
+    server = start()
+    layers = {}
+    for no in range(12):
+        layers[f"layers.{no}.weight"] = np.eye(256, dtype=np.float32)
+        layers[f"layers.{no}.bias"] = np.full(256, float(no), dtype=np.float32)
+    server.deploy(WRITES, name="writes", others={"w.safetensors": safetensors(layers)})
+    message = server.invoke("writes", [9.0] * 256).refused(502, "instance_died")
+    assert "SIGSEGV" in message and "mapped read-only" in message and "tensor.clone()" in message
+    assert server.invoke("writes", [0.0] * 256).json() == [66.0] * 256
+
+
+def test_how_often_a_model_was_started_is_known_after_a_restart(
+    start: Callable[..., Any], until: Callable[..., Any], tmp_path: Path
+) -> None:
+    code = ARRAYS.replace(', pin="all"', "")
+    server = start("--keepalive", "none", home=tmp_path / "home")
+    server.deploy(code, name="f", others={"w.safetensors": linear(1.0)})
+    for _ in range(2):
+        answer(server, "f")
+        until(lambda: not server.instances("f"), "the next start is one from nothing")
+    before = model(server, "f")["cold_per_h"]
+    server.stop()
+    again = start(home=tmp_path / "home")
+    assert model(again, "f")["cold_per_h"] == pytest.approx(before, rel=0.1) and before > 1.0
+    again.kill()
+    (tmp_path / "home" / "cold-starts.json").write_text('{"at": 0, "per_s": {"x": "often"}}')
+    assert model(start(home=tmp_path / "home"), "f")["cold_per_h"] == 0.0, "damaged, it is forgotten"
+
+
+LARGE = """
+import numpy as np
+import rewarm
+
+
+@rewarm.function(weights="w.safetensors", inputs={"x": rewarm.Tensor("int64", [1])}, memory="96MB")
+class Large:
+    def __init__(self, weights: rewarm.Weights) -> None:
+        self.table = weights.arrays()["table"]
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return np.array([[float(block.sum()) for block in self.table] for _ in x])
+"""
+
+
+def test_weights_that_are_larger_than_the_memory_are_read_as_they_are_needed(start: Callable[..., Any]) -> None:
+    """Of the function, and of the whole server: 192 MB of weights, of which every byte counts."""
+    server = start("--memory", "128MB")
+    table = np.zeros((6, 8 << 20), dtype=np.float32)
+    table[:, 0] = table[:, -1] = np.arange(6)
+    server.deploy(LARGE, name="large", others={"w.safetensors": safetensors({"table": table})})
+    for _ in range(2):
+        reply = server.invoke("large", [0])
+        assert reply.status == 200 and reply.json() == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 32 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_wherever_a_deploy_meets_the_end_of_the_disk_it_says_so_and_leaves_nothing(
+    small_disk: Path, start: Callable[..., Any]
+) -> None:
+    server = start(home=small_disk / "home")
+    weights = np.random.default_rng(1).random(1 << 19, dtype=np.float32)  # 2 MB that do not compress
+    file = safetensors({"a": np.ones((4, 3), np.float32), "b": np.zeros(3, np.float32), "large": weights})
+    ballast = small_disk / "ballast"
+    messages = []
+    for free_mb in range(1, 16):
+        free = shutil.disk_usage(small_disk).free
+        ballast.write_bytes(bytes(free - (free_mb << 20)))
+        reply = server.put(ARRAYS, name="f", others={"w.safetensors": file})
+        ballast.unlink()
+        if reply.status == 201:
+            break
+        messages.append(reply.refused(500, "system_fault"))
+        assert server.get("/api/v1/functions") == {"functions": []}
+        for kept in ("packs", "tensors", "weights", "artifacts", "tmp"):
+            assert list((server.home / kept).iterdir()) == [], (kept, free_mb)
+    assert reply.status == 201 and reply.json()["weights"]["packed"] and answer(server, "f") == [1.0, 1.0, 1.0]
+    assert all("No space left" in message for message in messages), messages
+    assert any("pack" in message for message in messages), messages

@@ -18,7 +18,7 @@ from rewarm.sandbox.port import Node, SandboxDriver, Sink
 from rewarm.testing import Outcome, Seconds, World
 
 MB = 1 << 20
-CALLS = 100  # how many effects the scenario has at least, and so how many can go wrong
+CALLS = 150  # how many effects the scenario has at least, and so how many can go wrong
 
 
 class Ahead(FixedKeepalive):
@@ -37,7 +37,8 @@ def scenario(world: World) -> list[Request]:
     world.deploy("g", max_instances=2, timeout_s=3.0)
     world.deploy("h", preload=("numpy",))
     world.deploy("n", runtime="nodejs", max_instances=3)
-    requests = world.burst("f", 12)
+    world.deploy("v", isolation="microvm", memory_bytes=256 * MB)
+    requests = [*world.burst("f", 12), world.arrive("v")]
     world.run_for(0.3)
     requests += [*world.burst("g", 3), world.arrive("f", payload="dies"), world.arrive("h")]
     world.run_for(2.0)
@@ -56,6 +57,14 @@ def scenario(world: World) -> list[Request]:
     world.run_for(15.0)
     requests += [world.arrive("n"), world.arrive("h")]
     world.run_for(10.0)
+    for _ in range(2):
+        requests += [world.arrive("v")]
+        world.run_for(12.0)
+    world.fake.damaged.update(world.fake.disk)
+    requests += [world.arrive("v")]
+    world.run_for(20.0)
+    world.deploy("v", isolation="microvm", memory_bytes=256 * MB)
+    world.run_for(5.0)
     return requests
 
 
@@ -70,12 +79,13 @@ def judge(world: World, requests: list[Request]) -> None:
     world.run_for(100.0)
     lost = [request for request in requests if request not in world.answers]
     assert not lost, "callers without an answer"
-    again = [world.arrive("f"), world.arrive("h"), world.arrive("n")]
+    again = [world.arrive("f"), world.arrive("h"), world.arrive("n"), world.arrive("v")]
     world.run_for(10.0)
     assert world.ok(*again), "the node does not serve any more"
     world.run_for(300.0)
-    assert not world.fake.living
-    assert not world.node.pool.sandboxes and not world.langs() and not world.bares()
+    assert world.fake.living == world.langs()
+    assert not world.node.pool.sandboxes and not world.bares()
+    assert all(key.vm_bytes for key in world.langs()), "only a runtime on disk stays"
     assert world.held_bytes == 0
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from rewarm.errors import StartFailed
+from rewarm.errors import SandboxFailed, StartFailed
 from rewarm.facts import messages as m
 from rewarm.facts.function import FunctionSpec, LangKey, PolicySpec
 from rewarm.facts.request import Request
@@ -55,7 +55,7 @@ class Eager:
         assert spec.name in NAMES and size > 0 and run_s >= 0.0
 
     def on_gone(self, layer: LayerView, evicted: bool, now: float) -> None:
-        assert layer.idle_since_s <= now and (layer.function is None) == (layer.layer < Layer.USER)
+        assert layer.idle_since_s <= now and (layer.function is None) == (layer.layer in (Layer.BARE, Layer.LANG))
 
     def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
         return Keep(0.9) if now - layer.idle_since_s < 1.5 else Drop(0.3 if layer.uses else None)
@@ -79,13 +79,16 @@ class NodeMachine(RuleBasedStateMachine):
         seconds=st.builds(
             Seconds, bare=step(0.0, 0.01), zygote=step(0.0, 0.2), zygote_fork=step(0.0, 0.1), fork=step(0.0, 0.005),
             user=step(0.0, 0.05, 2.0), ready=step(0.0, 0.01), run=step(0.0, 0.004, 1.3), row=step(0.0, 0.001),
-            exit=step(0.0, 0.002, 3.0),
+            exit=step(0.0, 0.002, 3.0), restore=step(0.0, 0.02, 1.5), sleep=step(0.0, 1.0, 20.0),
         ),
+        disk_mb=st.sampled_from([None, 50, 64, 150]),
     )  # fmt: skip
-    def begin(self, keepalive: type[KeepalivePolicy], mb: int, start_s: float, seconds: Seconds) -> None:
+    def begin(
+        self, keepalive: type[KeepalivePolicy], mb: int, start_s: float, seconds: Seconds, disk_mb: int | None
+    ) -> None:
         self.usual = seconds
         self.world = World(
-            mb * MB, keepalive(), seconds=seconds, start_s=start_s,
+            mb * MB, keepalive(), seconds=seconds, start_s=start_s, disk_bytes=disk_mb and disk_mb * MB,
             behave=lambda request: Outcome(request.payload or "ok"),
         )  # fmt: skip
 
@@ -94,14 +97,16 @@ class NodeMachine(RuleBasedStateMachine):
     @rule(
         name=st.sampled_from(NAMES), batching=st.sampled_from(BATCHING), limit=st.integers(1, 3),
         queue_max=st.sampled_from([2, 1000]), timeout_s=st.sampled_from([0.5, 20.0]),
-        preload=st.sampled_from([(), ("a",), ("a", "b"), None]),
+        preload=st.sampled_from([(), ("a",), ("a", "b"), None]), sleeps=st.booleans(),
         keepalive=st.sampled_from([None, PolicySpec("none"), PolicySpec("fixed", {"ttl_s": 2.0})]),
     )  # fmt: skip
     def deploy(
         self, name: str, batching: PolicySpec, limit: int, queue_max: int, timeout_s: float,
-        preload: tuple[str, ...] | None, keepalive: PolicySpec | None,
+        preload: tuple[str, ...] | None, keepalive: PolicySpec | None, sleeps: bool,
     ) -> None:  # fmt: skip
-        runtime = {"runtime": "nodejs"} if preload is None else {"preload": preload}
+        runtime: dict[str, object] = {"runtime": "nodejs"} if preload is None else {"preload": preload}
+        if sleeps and preload is not None:
+            runtime["isolation"] = "microvm"
         self.world.deploy(
             name, batching=batching, max_instances=limit, queue_max=queue_max, timeout_s=timeout_s, **runtime,
             keepalive=keepalive, slo_s=0.3,
@@ -151,12 +156,31 @@ class NodeMachine(RuleBasedStateMachine):
         node = data.draw(st.sampled_from(sorted(self.world.fake.living, key=str)))
         self.world.tell(m.Measured(node, mb * MB))
 
-    @rule(what=st.sampled_from(["starts", "langs", "user", "zygote", "fork"]))
+    @precondition(lambda self: self.world.fake.disk)
+    @rule(data=st.data(), noticed=st.booleans())
+    def damage(self, data: st.DataObject, noticed: bool) -> None:
+        fake = self.world.fake
+        digest = data.draw(st.sampled_from(sorted(fake.disk)))
+        if noticed:
+            del fake.disk[digest]
+            self.world.tell(m.SleepLost(digest, SandboxFailed("deleted by somebody")))
+        else:
+            fake.damaged.add(digest)
+
+    @rule(mb=st.sampled_from([1, 64, 200]))
+    def snapshots_change_size(self, mb: int) -> None:
+        self.world.fake.disk_bytes = mb * MB
+
+    @rule(what=st.sampled_from(["starts", "langs", "sleeps", "restores", "user", "zygote", "fork", "restore", "sleep"]))
     def starts_go_wrong(self, what: str) -> None:
         if what == "starts":
             self.world.fake.starts = lambda revision: StartFailed("does not import")
         elif what == "langs":
             self.world.fake.langs = lambda key: StartFailed("no such package")
+        elif what == "sleeps":
+            self.world.fake.sleeps = lambda revision: SandboxFailed("no space")
+        elif what == "restores":
+            self.world.fake.restores = lambda revision: SandboxFailed("no process")
         else:
             self.world.fake.seconds = Seconds(**{what: math.inf})
 
@@ -164,6 +188,7 @@ class NodeMachine(RuleBasedStateMachine):
     def all_is_well_again(self) -> None:
         self.world.fake.starts = lambda revision: None
         self.world.fake.langs = lambda key: None
+        self.world.fake.sleeps = self.world.fake.restores = lambda revision: None
         self.world.fake.seconds = self.usual
 
     @rule(soon=st.sampled_from([1, 2, 3]))
@@ -197,8 +222,11 @@ class NodeMachine(RuleBasedStateMachine):
         for name in list(world.node.functions):
             world.tell(m.Removed(name))
         world.run_for(3000.0)
-        assert not world.fake.living
+        on_disk = {key for key in world.langs() if key.vm_bytes}
+        assert world.fake.living == on_disk
         assert world.held_bytes == 0
+        disk = world.node.pool.ground.disk
+        assert not world.fake.disk and disk.held_bytes == sum(disk.of(key) for key in on_disk)
         assert not world.meter.living
         assert sum(world.meter.starts.values()) == sum(len(run.requests) for run in world.done(m.Run))
         assert all(sums >= 0.0 for sums in (*world.meter.used_byte_s.values(), *world.meter.wasted_byte_s.values()))

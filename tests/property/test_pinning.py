@@ -17,7 +17,6 @@ from rewarm.policy.keepalive.base import KeepalivePolicy
 from rewarm.policy.keepalive.fixed import FixedKeepalive
 from rewarm.policy.keepalive.hazard import Hazard
 from rewarm.policy.keepalive.none import NoKeepalive
-from rewarm.policy.pinning import pareto
 from rewarm.policy.pinning.greedy import ModelLoad, plan
 from rewarm.policy.pinning.timeline import bubble_s, loads_s, ttfi_s, ttfi_with_pin_s, zero_bubble_bytes
 from rewarm.testing import World
@@ -40,9 +39,9 @@ def models(draw: st.DrawFn, most: int = 10, compute: st.SearchStrategy[float] = 
 
 
 @st.composite
-def jobs(draw: st.DrawFn) -> tuple[list[float], list[float], list[int]]:
-    rows = draw(st.lists(st.tuples(times, times, whole), max_size=10))
-    return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
+def jobs(draw: st.DrawFn) -> tuple[list[float], list[float]]:
+    rows = draw(st.lists(st.tuples(times, times), max_size=10))
+    return [row[0] for row in rows], [row[1] for row in rows]
 
 
 def played_s(load_s: list[float], compute_s: list[float], setup_s: float = 0.0) -> float:
@@ -57,7 +56,7 @@ def subsets(count: int) -> chain[tuple[int, ...]]:
     return chain.from_iterable(combinations(range(count), k) for k in range(count + 1))
 
 
-def without(load_s: list[float], pinned: tuple[int, ...] | frozenset[int]) -> list[float]:
+def without(load_s: list[float], pinned: tuple[int, ...]) -> list[float]:
     return [0.0 if k in pinned else load for k, load in enumerate(load_s)]
 
 
@@ -66,8 +65,8 @@ def without(load_s: list[float], pinned: tuple[int, ...] | frozenset[int]) -> li
 
 @unhurried
 @given(jobs(), times)
-def test_the_formula_is_the_play(job: tuple[list[float], list[float], list[int]], setup_s: float) -> None:
-    load_s, compute_s, _ = job
+def test_the_formula_is_the_play(job: tuple[list[float], list[float]], setup_s: float) -> None:
+    load_s, compute_s = job
     assert ttfi_s(load_s, compute_s, setup_s) == played_s(load_s, compute_s, setup_s)
     assert bubble_s(load_s, compute_s, setup_s) == played_s(load_s, compute_s, setup_s) - setup_s - sum(compute_s)
 
@@ -114,42 +113,6 @@ def test_no_set_of_as_many_bytes_beats_the_front(
         left -= there
         load_s[k] = (streamed - there) / bandwidth
     assert front_s <= played_s(load_s, compute_s)
-
-
-# ---------------------------------------------------------------- whole layers
-
-
-@unhurried
-@given(jobs(), st.integers(0, 200))
-def test_no_set_of_layers_within_the_budget_is_sooner(
-    job: tuple[list[float], list[float], list[int]], budget: int
-) -> None:
-    load_s, compute_s, sizes = job
-    pinned = pareto.pins(load_s, compute_s, sizes, budget)
-    assert sum(sizes[k] for k in pinned) <= budget
-    soonest_s = min(
-        played_s(without(load_s, some), compute_s)
-        for some in subsets(len(sizes))
-        if sum(sizes[k] for k in some) <= budget
-    )
-    assert played_s(without(load_s, pinned), compute_s) == soonest_s
-
-
-@unhurried
-@given(jobs(), st.integers(0, 600).map(lambda n: n * EIGHTH))
-def test_no_fewer_bytes_meet_the_deadline(job: tuple[list[float], list[float], list[int]], deadline_s: float) -> None:
-    load_s, compute_s, sizes = job
-    pinned = pareto.pins_for_deadline(load_s, compute_s, sizes, deadline_s)
-    meeting = [
-        sum(sizes[k] for k in some)
-        for some in subsets(len(sizes))
-        if played_s(without(load_s, some), compute_s) <= deadline_s
-    ]
-    if pinned is None:
-        assert not meeting
-    else:
-        assert played_s(without(load_s, pinned), compute_s) <= deadline_s
-        assert sum(sizes[k] for k in pinned) == min(meeting)
 
 
 # ---------------------------------------------------------------- several models

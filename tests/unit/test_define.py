@@ -82,7 +82,10 @@ def test_everything_said() -> None:
         max_instances=4,
         queue_max=9,
         env={"B": "2", "A": "1"},
+        isolation="microvm",
+        samples=["samples/one.json"],
     )
+    assert (spec.isolation, spec.samples) == ("microvm", ("samples/one.json",))
     assert (spec.name, spec.memory_bytes, spec.timeout_s, spec.slo_s) == ("digits", 512 << 20, 5.0, 0.2)
     assert spec.batching == PolicySpec("dynamic", {"max_size": 5, "max_wait_s": 0.3})
     assert spec.keepalive == PolicySpec("none")
@@ -165,6 +168,8 @@ def test_a_word_with_a_bad_duration(word: Any) -> None:
         ({"max_instances": 0}, "max_instances must be"),
         ({"queue_max": 0}, "queue_max must be"),
         ({"batched": True}, "batched=True is for handlers"),
+        ({"isolation": "docker"}, "isolation must be 'process' or 'microvm'"),
+        ({"samples": "one.json"}, r"write samples=\['one.json'\]"),
         ({"batching": 5}, "a policy is a name or one of rewarm's policy words"),
         ({"keepalive": ["fixed"]}, "a policy is a name"),
         ({"inputs": {"y": Tensor("int8")}}, r"inputs names \['y'\], but predict takes \['x'\]"),

@@ -13,7 +13,8 @@ import pytest
 import rewarm
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLIC = ["Aimd", "Dynamic", "NoBatching", "RewarmError", "Slo", "Static", "Tensor", "Weights", "function"]
+PUBLIC = ["Aimd", "Dynamic", "NoBatching", "RewarmError", "Slo", "Static", "Tensor", "Weights", "after_restore",
+          "before_snapshot", "function"]  # fmt: skip
 
 
 def test_public_names() -> None:

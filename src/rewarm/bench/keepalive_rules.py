@@ -64,6 +64,7 @@ class Watched:
         self.name = rule.name
         self.watches_runs = getattr(rule, "watches_runs", False)
         self.watches_ends = True
+        self.watches_deploys = getattr(rule, "watches_deploys", False)
         self.worth_holds = getattr(rule, "worth_holds", 0.0)
         self.priority = rule.priority
 
@@ -77,9 +78,13 @@ class Watched:
         self._close(function, now)
         return self._rule.on_arrival(function, key, now) if self._learns else None
 
+    def on_deployed(self, instance: LayerView, now: float) -> Prewarm | None:
+        return self._rule.on_deployed(instance, now)  # type: ignore[attr-defined,no-any-return]
+
     def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
         if layer.layer >= Layer.USER and layer.function is not None:
-            self._open.setdefault(layer.function, (layer.idle_since_s, layer.resident_bytes))
+            since_s, _ = self._open.get(layer.function, (layer.idle_since_s, 0))
+            self._open[layer.function] = since_s, layer.resident_bytes  # as last told: the first is measured late
         return self._rule.on_idle(layer, now)
 
     def on_gone(self, layer: LayerView, evicted: bool, now: float) -> None:

@@ -37,6 +37,7 @@ class Wish:
     handler: str | None = None
     name: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    samples: tuple[str, ...] = ()  # files here with calls to warm up with, beside or below what is deployed
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,10 @@ def _of_file(path: Path, select: str | None, wish: Wish) -> Shipment:
         raise BadDefinition(f"{str(path)!r} is not a .py file, not JavaScript and not a folder with {FOLDER_FILE}")
     found = inspect(path, select, wish.handler)
     root = path.parent
+    overrides = _overrides(root, wish)
+    samples = overrides.get("samples", found["spec"]["samples"])
     files = {path.name: path}
-    for relative in [*found.get("files", ()), *([found["weights"]] if found.get("weights") else ())]:
+    for relative in [*found.get("files", ()), *([found["weights"]] if found.get("weights") else ()), *samples]:
         files[_inside(root, str(relative))] = root / relative
     if any(name.split("/")[0] == _PACKAGES for name in files):
         handler = found["entry"].replace(f"{path.suffix}:", ".")
@@ -105,7 +108,7 @@ def _of_file(path: Path, select: str | None, wish: Wish) -> Shipment:
     missing = sorted(name for name, file in files.items() if not file.is_file())
     if missing:
         raise BadDefinition(f"{path.name} needs {missing[0]!r}, which is not in {root.resolve()}")
-    return Shipment(files, _manifest(path.name, select, wish.handler, wish.name, wish.overrides))
+    return Shipment(files, _manifest(path.name, select, wish.handler, wish.name, overrides))
 
 
 def _of_folder(folder: Path, wish: Wish) -> Shipment:
@@ -115,8 +118,16 @@ def _of_folder(folder: Path, wish: Wish) -> Shipment:
         raise BadDefinition(f"{folder / FOLDER_FILE}: file = {said['file']!r} is not in the folder")
     handler = wish.handler or said.get("handler")
     select = None if wish.handler else said.get("select")
-    overrides = {**said.get("overrides", {}), **wish.overrides}
+    overrides = {**said.get("overrides", {}), **_overrides(folder, wish)}
     return Shipment(files, _manifest(said["file"], select, handler, wish.name or said.get("name"), overrides))
+
+
+def _overrides(root: Path, wish: Wish) -> dict[str, Any]:
+    """Those of the caller, with the samples as they are called in the archive."""
+    if not wish.samples:
+        return dict(wish.overrides)
+    names = [_inside(root, os.path.relpath(sample, root)) for sample in wish.samples]
+    return {**wish.overrides, "samples": names}
 
 
 def _read_folder_file(folder: Path, handler: str | None) -> dict[str, Any]:

@@ -46,8 +46,8 @@ class ModelFiles:
         return pack
 
 
-def evict(paths: Iterable[Path], kept: int = 0) -> None:
-    """Have the kernel forget its copies, but for `kept` bytes that are locked.
+def evict(paths: Iterable[Path], kept: int = 0, left_share: float = _LEFT_SHARE_MAX) -> None:
+    """Have the kernel forget its copies, but for `kept` bytes that are locked and a share of each file.
 
     Raises SystemFault if it does not: the disk is memory (tmpfs), or somebody else has the file mapped.
     """
@@ -61,7 +61,7 @@ def evict(paths: Iterable[Path], kept: int = 0) -> None:
             finally:
                 os.close(file)
             left_bytes = resident_bytes(path, size_bytes)
-            if left_bytes <= kept + _LEFT_SHARE_MAX * size_bytes:
+            if left_bytes <= kept + left_share * size_bytes:
                 break
             if time.monotonic() > until_s:
                 raise SystemFault(

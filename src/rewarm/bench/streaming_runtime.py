@@ -25,13 +25,15 @@ class CaseFailed(SystemFault):
 class Runtime:
     """One `rewarm.bench.streaming_case`: a context manager. `engine`: torch or onnxruntime, imported when it enters."""
 
+    module = "rewarm.bench.streaming_case"
+
     def __init__(self, engine: str) -> None:
         self.engine = engine
         self._said = b""
 
     def __enter__(self) -> Runtime:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rewarm.bench.streaming_case", self.engine],
+            [sys.executable, "-m", self.module, self.engine],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **SINGLE_THREADED_ENV},
         )  # fmt: skip
         try:

@@ -12,13 +12,15 @@ from rewarm.cli.client import connect
 from rewarm.cli.options import duration_text, json_option, size_text, url_option
 from rewarm.cli.output import console, emit_json, wants_progress
 from rewarm.errors import BadDefinition
-from rewarm.units import human_bytes
+from rewarm.units import human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from rewarm.bench.api import Api
     from rewarm.bench.shipping import Shipment
 
 _BAR_FROM_BYTES = 1 << 20
+_WAIT_S = 600.0  # for the answer: the first micro-VM of a kind is booted, which may have to be tried again
+ISOLATIONS = ("process", "microvm")
 
 
 @click.command("deploy", short_help="Put a function on the server.")
@@ -37,12 +39,23 @@ _BAR_FROM_BYTES = 1 << 20
 @click.option(
     "--pin", metavar="SIZE", help="Weights that may stay in memory: auto, none, all, or a size such as 256MB."
 )
+@click.option(
+    "--isolation",
+    type=click.Choice(ISOLATIONS),
+    help="What an instance is: a process, or a virtual machine, which can sleep on disk.",
+)
+@click.option(
+    "--sample",
+    multiple=True,
+    metavar="FILE",
+    help="JSON, the body of a call that warms a micro-VM up before it sleeps; may be repeated.",
+)
 @click.option("--env", multiple=True, metavar="K=V", help="An environment variable; may be repeated.")
 @url_option
 @json_option
 def command(
-    path: str, handler: str | None, name: str | None, preload: str | None, env: tuple[str, ...],
-    url: str, as_json: bool, **plain: Any,
+    path: str, handler: str | None, name: str | None, preload: str | None, sample: tuple[str, ...],
+    env: tuple[str, ...], url: str, as_json: bool, **plain: Any,
 ) -> None:  # fmt: skip
     """Deploy a .py, .mjs, .js or .cjs file, or a folder: one with a rewarm.toml, or with --handler.
 
@@ -57,6 +70,7 @@ def command(
       rewarm deploy handler.py --handler handler.main --name hello --env GREETING=hi
       rewarm deploy ./my-function
       rewarm deploy app.mjs
+      rewarm deploy app.py --isolation microvm --sample call.json
       rewarm deploy ./my-function --handler app.handler
     """
     from rewarm.bench.shipping import Wish, of_target
@@ -66,8 +80,8 @@ def command(
         overrides["preload"] = [package.strip() for package in preload.split(",") if package.strip()]
     if env:
         overrides["env"] = dict(_pair(text) for text in env)
-    shipment = of_target(path, Wish(handler, name, overrides))
-    with connect(url) as api:
+    shipment = of_target(path, Wish(handler, name, overrides, sample))
+    with connect(url, timeout_s=_WAIT_S) as api:
         done = _upload(api, shipment, as_json)
     if as_json:
         emit_json(done)
@@ -77,6 +91,12 @@ def command(
     packed = done.get("weights")
     if packed:
         click.echo(_packed(packed))
+    asleep = done.get("asleep")
+    if asleep:
+        click.echo(
+            f"sleeps in {human_bytes(asleep['disk_bytes'])} on disk, wakes in {human_seconds(asleep['restore_s'])} "
+            f"instead of {human_seconds(asleep['cold_s'])}"
+        )
     click.echo(
         f"next: rewarm invoke {shlex.quote(str(done['name']))} --data …" + ("" if _default(url) else f" --url {url}")
     )

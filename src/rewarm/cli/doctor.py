@@ -23,17 +23,20 @@ def command(home: str, url: str, as_json: bool) -> None:
     """Say what this machine can do, which sandbox driver is chosen and why, and whether a server answers.
 
     Needs no server and changes nothing: it writes and removes one file of 32 MB in the home (or the nearest folder
-    above it that exists) to measure the disk.
+    above it that exists) to measure the disk. Where a guest for micro-VMs was built, the first run after a boot of this
+    machine tries KVM with it, which takes up to 4 s, and keeps the verdict in the home.
 
     \b
     Examples:
       rewarm doctor
       rewarm doctor --json | jq .driver
     """
-    from rewarm.cli import probes
+    from rewarm.cli import probes, probes_microvm
 
-    checks = probes.all_checks(Path(home).expanduser().absolute())
-    driver = probes.choose_driver(checks)
+    at = Path(home).expanduser().absolute()
+    microvm = probes_microvm.all_checks(at)
+    checks = [*probes.all_checks(at), *microvm]
+    driver = {**probes.choose_driver(checks), "microvm": probes_microvm.choose_driver(microvm)}
     server = _server(url)
     if as_json:
         emit_json({"checks": [asdict(check) for check in checks], "driver": driver, "server": server})
@@ -42,6 +45,7 @@ def command(home: str, url: str, as_json: bool) -> None:
     show_table(["", "what", "found", "note"], [[marks[c.ok], c.name, c.value, c.note] for c in checks])
     click.echo()
     click.echo(f"driver: {driver['chosen']}: {driver['why']}")
+    click.echo(f"micro-VMs: {driver['microvm']}")
     click.echo(f"server: {server['note']}")
 
 

@@ -10,6 +10,7 @@ import click
 
 from rewarm.cli.client import connect
 from rewarm.cli.experiment_density import density
+from rewarm.cli.experiment_snapshot import snapshot
 from rewarm.cli.experiment_starts import starts
 from rewarm.cli.experiment_streaming import streaming
 from rewarm.cli.options import json_option
@@ -29,12 +30,14 @@ def command() -> None:
       rewarm experiment batching --out results/
       rewarm experiment density --quick
       rewarm experiment keepalive --quick
+      rewarm experiment snapshot --quick
       rewarm experiment starts --save costs.toml
       rewarm experiment streaming --quick
     """
 
 
 command.add_command(density)
+command.add_command(snapshot)
 command.add_command(starts)
 command.add_command(streaming)
 

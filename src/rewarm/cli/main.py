@@ -33,6 +33,7 @@ COMMANDS = {
     "profile": "profile",
     "experiment": "experiment",
     "sim": "sim",
+    "microvm": "microvm",
     "doctor": "doctor",
 }
 #: What to do where the message itself does not say it. A command that knows more adds it as a note to the error.

@@ -87,9 +87,9 @@ def all_checks(home: Path) -> list[Check]:
 
 
 def choose_driver(checks: Sequence[Check]) -> dict[str, str]:
-    """The sandbox driver of this machine and the reason."""
+    """The sandbox driver of functions that ask for none, and the reason."""
     by_key = {check.key: check for check in checks}
-    why = "instances are forked processes, which need no root and no KVM; it is the only driver of this version"
+    why = "instances are forked processes, which need no root and no KVM"
     if by_key["pdeathsig"].ok is False:
         why += "; without fork and a parent-death signal it will not run here"
     return {"chosen": "process", "why": why}
@@ -147,7 +147,7 @@ def _kernel() -> list[Check]:
     return [
         check("pdeathsig", "fork, parent-death signal", "no instance outlives the server"),
         check("userns", "user namespaces", "namespaces without root go by way of them"),
-        check("uffd", "userfaultfd", "snapshots that wake lazily; not used yet"),
+        check("uffd", "userfaultfd", "a pager may fill the memory of micro-VMs"),
     ]
 
 
@@ -199,7 +199,7 @@ def _namespaces() -> Check:
 
 def _kvm() -> Check:
     path = Path("/dev/kvm")
-    note = "micro-VMs; not used yet"
+    note = "micro-VMs; that it can be opened does not say that a guest boots"
     if not path.exists():
         return Check("kvm", "KVM", None, "no /dev/kvm", note)
     usable = os.access(path, os.R_OK | os.W_OK)

@@ -12,7 +12,7 @@ from rewarm.cli.options import json_option, url_option
 from rewarm.cli.output import emit_json, show_table
 from rewarm.units import human_bytes, human_seconds
 
-_TITLES = ["what", "id", "version", "state", "pid", "memory", "start-up", "uses", "saved", "idle", "expires"]
+_TITLES = ["what", "id", "version", "state", "pid", "memory", "disk", "start-up", "uses", "saved", "idle", "expires"]
 _MODEL_TITLES = ["weights", "functions", "size", "pinned", "pin", "bandwidth", "expected", "last", "bubble"]
 _LAYERS = ("model", "user", "lang", "bare")  # dearest first
 
@@ -48,6 +48,7 @@ def command(url: str, as_json: bool) -> None:
         show_table(_MODEL_TITLES, [_model(model) for model in alive["models"]], right=right)
         click.echo("expected, last: from the start of a load to the end of the first inference; bubble: waits in it\n")
     _show_ledger(alive["ledger"])
+    _show_microvms(alive["microvms"])
     meter = alive["meter"]
     if any(meter[name] for name in ("used_mb_s", "wasted_mb_s", "evictions")):
         click.echo(
@@ -72,6 +73,20 @@ def _show_ledger(ledger: Mapping[str, Any]) -> None:
     share = f" ({100 * held / budget:.0f} %)" if budget else ""
     parts = ", ".join(f"{layer} {human_bytes(by_layer[layer])}" for layer in _LAYERS if by_layer[layer])
     click.echo(f"memory: {human_bytes(held)} held of {human_bytes(budget)}{share}{': ' if parts else ''}{parts}")
+    disk = ledger["disk"]
+    if disk["held_bytes"]:
+        click.echo(f"disk: {human_bytes(disk['held_bytes'])} of snapshots, {human_bytes(disk['budget_bytes'])} at most")
+
+
+def _show_microvms(told: Mapping[str, Any]) -> None:
+    """How machines fared, once there was one."""
+    if not (told["boots"] or told["restores"]):
+        return
+    ways = ", ".join(f"{policy} {count}" for policy, count in sorted(told["policies"].items()))
+    accelerator = str(told["accelerator"]).upper()
+    line = f"micro-VMs on {accelerator}: {told['boots']} booted, {told['restores']} restored ({ways})"
+    trouble = {"tried again": told["retries"], "hung": told["hung"], "snapshots lost": told["lost"]}
+    click.echo(", ".join([line, *(f"{count} {what}" for what, count in trouble.items() if count)]))
 
 
 def _branches(nodes: Nodes, parent: str | None, indent: str) -> Iterator[list[str]]:
@@ -86,10 +101,11 @@ def _branches(nodes: Nodes, parent: str | None, indent: str) -> Iterator[list[st
 
 def _row(node: Mapping[str, Any], branch: str) -> list[str]:
     layer, startup_s, saved_s = node["layer"], node["startup_s"], node["saved_s"]
-    what = f"lang {node['name']}" if layer == "lang" else str(node["name"])
+    what = f"{layer} {node['name']}" if layer in ("lang", "asleep") else str(node["name"])
     return [
         branch + what, str(node["id"]).partition(":")[2] if layer == "user" else "", _text(node["version"]),
         str(node["state"]), _text(node["pid"]), human_bytes(node["resident_bytes"]),
+        human_bytes(node["disk_bytes"]) if node["disk_bytes"] else "",
         human_seconds(startup_s) if startup_s else "", str(node["uses"]), human_seconds(saved_s) if saved_s else "",
         _duration(node["idle_s"]), _duration(node["expires_in_s"]),
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 @click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True,
               help="Port to listen on; 0 takes any free one.")  # fmt: skip
 @click.option("--memory", type=size, default="2GB", show_default=True, help="Budget for everything kept alive.")
+@click.option("--disk", type=size, default="20GB", show_default=True, help="Budget for what sleeps on disk.")
 @click.option("--keepalive", default="fixed", show_default=True, metavar="POLICY",
               help="How long idle layers live: none, fixed, fixed:ttl=10min, …")  # fmt: skip
 @click.option("--drain", type=duration, default="30s", show_default=True,
@@ -29,7 +31,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True)
 @json_option
 def command(
-    home: str, host: str, port: int, memory: int, keepalive: str, drain: float, body_limit: int,
+    home: str, host: str, port: int, memory: int, disk: int, keepalive: str, drain: float, body_limit: int,
     max_connections: int, log_level: str, as_json: bool,
 ) -> int:  # fmt: skip
     """Start a server and run it until it is told to stop (Ctrl-C or SIGTERM), finishing what is queued.
@@ -46,6 +48,8 @@ def command(
         host=host,
         port=port,
         memory_bytes=memory,
+        disk_bytes=disk,
+        restore=os.environ.get("REWARM_RESTORE", "auto"),
         keepalive=keepalive,
         drain_s=drain,
         limits=HttpLimits(body_bytes_max=body_limit, connections_max=max_connections),

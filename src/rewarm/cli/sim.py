@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 #: What people look at first, and the columns of text that it takes at most.
 _FIRST = ("cold %", "bare %", "lang %", "user %", "start-up s", "p99", "used GB·h", "wasted", "evictions")
+_ASLEEP = ("restored %", "disk GB·h")  # and these where something slept
 _NARROW_COLUMNS = 100
 
 
@@ -127,7 +128,8 @@ def _bars(names: Sequence[str], as_json: bool) -> Iterator[Progress]:
 
 def _show(names: Sequence[str], reports: Sequence[Report], wide: bool) -> None:
     rows = [_cells(one) for one in reports]
-    titles = list(rows[0]) if wide else list(_FIRST)
+    left_out = () if any(one.disk_gb_h for one in reports) else _ASLEEP
+    titles = [title for title in rows[0] if title not in left_out and (wide or title in (*_FIRST, *_ASLEEP))]
     shown = names if wide else [_words(name) for name in names]
     table = [[name, *(row[title] for title in titles)] for name, row in zip(shown, rows, strict=True)]
     show_table(["policy", *titles], table, right=titles, columns=TABLE_COLUMNS if wide else _NARROW_COLUMNS)
@@ -144,11 +146,13 @@ def _cells(one: Report) -> dict[str, str]:
     """Title → figure, all of them in the order of `--wide`."""
     return {
         "cold %": f"{one.cold_pct:.2f}", "bare %": f"{one.bare_pct:.2f}", "lang %": f"{one.lang_pct:.2f}",
-        "user %": f"{one.user_pct:.2f}", "start-up s": f"{one.startup_s_mean:.4f}", "p50": f"{one.startup_s_p50:.3f}",
+        "restored %": f"{one.restored_pct:.2f}", "user %": f"{one.user_pct:.2f}",
+        "start-up s": f"{one.startup_s_mean:.4f}", "p50": f"{one.startup_s_p50:.3f}",
         "p99": f"{one.startup_s_p99:.3f}", "wait s": f"{one.wait_s_mean:.4f}", "wait p99": f"{one.wait_s_p99:.3f}",
         "idle GB·h": f"{one.idle_gb_h:.1f}", "used GB·h": f"{one.used_gb_h:.1f}", "wasted": f"{one.wasted_gb_h:.1f}",
-        "evictions": str(one.evictions), "p75 cold %": f"{one.cold_pct_p75_function:.1f}",
-        "p75 start %": f"{one.start_pct_p75_function:.1f}", "calls/s": f"{one.invocations_per_s:,.0f}",
+        "disk GB·h": f"{one.disk_gb_h:.1f}", "evictions": str(one.evictions),
+        "p75 cold %": f"{one.cold_pct_p75_function:.1f}", "p75 start %": f"{one.start_pct_p75_function:.1f}",
+        "calls/s": f"{one.invocations_per_s:,.0f}",
     }  # fmt: skip
 
 

@@ -32,11 +32,13 @@ def _id(owner: Any) -> str:
 
 
 def _branch(branch: Branch) -> dict[str, Any]:
-    key = {Layer.LANG: branch.name, Layer.USER: (branch.parent or "").removeprefix("lang:")}.get(branch.layer)
+    above = (branch.parent or "").removeprefix("lang:")
+    key = {Layer.LANG: branch.name, Layer.USER: above, Layer.ASLEEP: above}.get(branch.layer)
     return {
         "id": branch.id, "parent": branch.parent, "layer": branch.layer.name.lower(), "name": branch.name,
-        "function": branch.name if branch.layer is Layer.USER else None, "key": key, "state": branch.state,
-        "children": branch.children, "resident_bytes": branch.resident_bytes, "startup_s": branch.startup_s,
+        "function": branch.name if branch.layer in (Layer.USER, Layer.ASLEEP) else None, "key": key,
+        "state": branch.state, "children": branch.children, "resident_bytes": branch.resident_bytes,
+        "disk_bytes": branch.disk_bytes, "startup_s": branch.startup_s,
         "uses": branch.uses, "saved_s": branch.saved_s, "idle_s": branch.idle_s, "expires_in_s": branch.expires_s,
     }  # fmt: skip
 
@@ -63,15 +65,19 @@ def _last_load(model: Model, stats: Mapping[str, FunctionStats]) -> dict[str, fl
 
 
 def ledger(node: Node, branches: list[dict[str, Any]]) -> dict[str, Any]:
-    """The account and its sums by layer. `ending_bytes` are of what was told to end and has not gone yet."""
+    """The account and its sums by layer. `ending_bytes` are of what was told to end and has not gone yet.
+
+    `disk`: the other account, of snapshots. What is asleep holds no memory.
+    """
     account = node.pool.ledger
-    by_layer = {layer.name.lower(): 0 for layer in _LAYERS}
+    disk = node.pool.ground.disk
+    by_layer = {layer.name.lower(): 0 for layer in (Layer.ASLEEP, *_LAYERS)}
     by_layer["model"] = sum(model.pinned_bytes for model in node.pool.models.by_key.values())
     for branch in branches:
         by_layer[branch["layer"]] += branch["resident_bytes"]
     return {
         "budget_bytes": account.budget_bytes, "held_bytes": account.held_bytes, "ending_bytes": account.ending_bytes,
-        "by_layer": by_layer,
+        "by_layer": by_layer, "disk": {"budget_bytes": disk.budget_bytes, "held_bytes": disk.held_bytes},
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ All of this blocks and runs in a thread.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from rewarm.errors import BadDefinition, from_code
 from rewarm.facts.function import FunctionSpec, Revision
 from rewarm.policy import registry
 from rewarm.store import archive
-from rewarm.store.store import Store
+from rewarm.store.store import Candidate, Store, ToPack
 
 INSPECT_TIMEOUT_S = 120.0
 _INSPECT_DATA_BYTES = 4 << 30
 
 
-def deploy(store: Store, upload: Path) -> tuple[Revision, bool, dict[str, Any]]:
-    """Publish what `upload` (a tar file, see store.archive) holds.
+def deploy(
+    store: Store, upload: Path, prove: Callable[[Candidate], object] = lambda _: None
+) -> tuple[Revision, bool, dict[str, Any]]:  # fmt: skip
+    """Publish what `upload` (a tar file, see store.archive) holds, unless `prove` raises something.
 
     Returns the revision, whether it was already the current one, and what became of packing its weights ({} if it has
     none). Raises BadRequest, BadDefinition, StartFailed
@@ -36,7 +39,12 @@ def deploy(store: Store, upload: Path) -> tuple[Revision, bool, dict[str, Any]]:
         # The policy is built as it will be: one that plans with a profile says now that there is none.
         admit = functools.partial(registry.batching, spec.batching, spec)
         packed: dict[str, Any] = {}
-        revision, unchanged = store.deploy(staged, spec, admit, lambda what: packed.update(packing.pack(store, what)))
+
+        def pack(what: ToPack) -> None:
+            if spec.isolation == "process":  # a guest reads its weights through a page cache of its own
+                packed.update(packing.pack(store, what))
+
+        revision, unchanged = store.deploy(staged, spec, admit, pack, prove)
     except BaseException:
         if staged.exists():
             store.discard(staged)

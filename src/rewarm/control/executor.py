@@ -66,7 +66,7 @@ class Executor:
         self._callers = callers
         self.driver.attach(self)
         if self._models is not None:
-            self._models.start(self.post)
+            self._models.start(self.post, self.node.pool.models)
 
     # ------------------------------------------------------------ events in, effects out
 
@@ -155,12 +155,18 @@ class Executor:
     def answer(self, requests: list[Request], answers: list[AnyAnswer], run_us: int) -> None:
         assert self._callers is not None
         if requests[0].loaded is not None:
-            self._loaded(requests[0].function, requests[0].loaded)
+            self._loaded(requests, requests[0].loaded)
         self._callers.answer(requests, answers, run_us)
 
-    def _loaded(self, function: str, loaded: Loading) -> None:
-        """The first batch of an instance told how its weights came."""
+    def _loaded(self, requests: list[Request], loaded: Loading) -> None:
+        """The first batch of an instance told how its weights came. What the keeper read before is said beside it."""
+        function = requests[0].function
         model = self.node.pool.models.by_function.get(function)
+        ahead_bytes = self._desk().read_ahead(model.key) if model is not None else None
+        if ahead_bytes is not None:
+            loaded = Loading({**loaded.figures, "ahead_bytes": ahead_bytes}, loaded.compute_s)
+            for request in requests:
+                request.loaded = loaded
         stats = self.stats.get(function)
         if stats is not None:
             stats.loaded(loaded.figures)
@@ -174,13 +180,17 @@ class Executor:
     def _note(self, event: m.Event, now: float) -> None:
         """Figures and the structured log: each rare event once, in one place."""
         if isinstance(event, m.Raised):
-            self.layers.observe(event.state.value, event.seconds)
+            self.layers.observe(self._layer_of(event), event.seconds)
             if event.state is SandboxState.READY:
                 self._note_ready(event.sandbox_id, now)
         elif isinstance(event, m.LangRaised):
             self.layers.observe("zygote", event.seconds)
             self._expect(event.key, now)
             log.info("runtime %s ready in %.0f ms", event.key, event.seconds * 1e3)
+        elif isinstance(event, m.Slept):
+            log.info("%s can sleep: %d MB on disk", event.digest[:12], event.facts.disk_bytes >> 20)
+        elif isinstance(event, m.SleepLost):
+            log.warning("%s cannot be woken from its snapshot%s", event.digest[:12], _why(event.error))
         elif isinstance(event, m.LangExited):
             log.log(
                 logging.WARNING if event.error else logging.INFO, "runtime %s ended%s", event.key, _why(event.error)
@@ -192,6 +202,12 @@ class Executor:
                 self.logs.end(name, event.sandbox_id)
                 level = logging.WARNING if event.error else logging.INFO
                 log.log(level, "instance %d of %s ended%s", event.sandbox_id, name, _why(event.error))
+
+    def _layer_of(self, event: m.Raised) -> str:
+        """What took the time: to restore an instance is another thing than to open its weights."""
+        sandbox = self.node.pool.sandboxes.get(event.sandbox_id)
+        restored = sandbox is not None and sandbox.state is SandboxState.ABSENT
+        return "restored" if restored and event.state is SandboxState.READY else event.state.value
 
     def _expect(self, node: int | LangKey, now: float) -> None:
         """Until it is measured, which is within a second or so, a layer holds what the ledger expects of it."""

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
+from rewarm.clock import Clock, system_clock
+from rewarm.control import cold_starts
+from rewarm.core.models import Models
 from rewarm.errors import RewarmError, Unavailable
 from rewarm.facts import messages as m
 from rewarm.facts.function import Revision
@@ -23,26 +27,48 @@ from rewarm.weights.keeper_client import Failed, KeeperClient, Loaded, PackAt, P
 log = logging.getLogger("rewarm.control")
 
 
+SAVE_S: Final = 5.0  # from a cold start until its file tells of it: what a crash may lose
+
+
 class ModelDesk:
     """One per server."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Clock = system_clock, wall_clock: Clock = time.time) -> None:
         self.pinned: dict[str, Pinned] = {}  # by key of the pack: what the keeper said last
         self.loads: dict[str, Loaded] = {}  # likewise, of reading ahead
+        self._ahead: dict[str, int] = {}  # bytes that the keeper read for the last start
         self._store = store
         self._packs: dict[str, Pack] = {}
         self._keeper = KeeperClient(self._heard)
         self._post: Callable[[m.Event], None] = lambda event: None
         self._checks: dict[str, asyncio.Task[RewarmError | None]] = {}
+        self._clock, self._wall_clock = clock, wall_clock  # the core's, and seconds since the epoch
+        self._models: Models | None = None
+        self._saving: asyncio.Task[None] | None = None
 
-    def start(self, post: Callable[[m.Event], None]) -> None:
-        """`post` takes events for the core."""
+    def start(self, post: Callable[[m.Event], None], models: Models) -> None:
+        """`post` takes events for the core, whose models are `models`: they are told what an earlier server learned."""
         self._post = post
+        self._models = models
+        per_s, at_s = cold_starts.load(self._store.home.path)
+        models.remember(per_s, max(0.0, self._wall_clock() - at_s))
 
     async def close(self) -> None:
         for check in list(self._checks.values()):
             check.cancel()
+        if self._saving is not None:  # what is not saved yet is saved now
+            self._saving.cancel()
+            self._save()
         await self._keeper.close()
+
+    async def _save_soon(self) -> None:
+        await asyncio.sleep(SAVE_S)
+        self._save()
+        self._saving = None
+
+    def _save(self) -> None:
+        assert self._models is not None
+        cold_starts.save(self._store.home.path, self._models.cold_per_s(self._clock()), self._wall_clock())
 
     @property
     def pid(self) -> int | None:
@@ -68,6 +94,9 @@ class ModelDesk:
 
     def prefetch(self, key: str) -> None:
         """An instance that needs the pack is about to start: read it, whoever is first."""
+        if self._saving is None:
+            self._saving = asyncio.get_running_loop().create_task(self._save_soon())
+        self._ahead.pop(key, None)
         pack = self._packs.get(key)
         if pack is not None and self._store.verified.holds(pack):
             self._keeper.prefetch(_place(pack))
@@ -87,6 +116,13 @@ class ModelDesk:
             "locked": pinned.locked if pinned is not None else False,
             "read_bytes": load.read_bytes if load is not None else None,
         }
+
+    def read_ahead(self, key: str) -> int | None:
+        """Bytes that the keeper read for the start that has just ended; None if it was not asked to, or still reads.
+
+        Told once: of several instances that start together, the first.
+        """
+        return self._ahead.pop(key, None)
 
     # ------------------------------------------------------------ what an instance is told
 
@@ -136,6 +172,7 @@ class ModelDesk:
     def _heard(self, report: Report) -> None:
         if isinstance(report, Loaded):
             self.loads[report.key] = report
+            self._ahead[report.key] = report.read_bytes
             if report.bandwidth_bytes_s is not None:
                 self._post(m.Loaded(report.key, report.read_bytes, report.seconds))
         elif isinstance(report, Pinned):

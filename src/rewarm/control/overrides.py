@@ -48,6 +48,8 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "pin": ("pin", pin_of),
     "env": ("env", _env),
     "batched": ("batched", bool),
+    "isolation": ("isolation", str),
+    "samples": ("samples", _names),
 }
 
 

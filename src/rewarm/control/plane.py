@@ -17,6 +17,7 @@ from rewarm.control.deploy import deploy
 from rewarm.control.executor import Executor
 from rewarm.control.models import ModelDesk
 from rewarm.control.profiles import ProfileDesk
+from rewarm.control.sleepers import SleepDesk
 from rewarm.core.state import FunctionState, LangLayer, Sandbox
 from rewarm.errors import NotFound, RewarmError
 from rewarm.facts import messages as m
@@ -24,12 +25,13 @@ from rewarm.facts.function import Revision
 from rewarm.facts.profile import Profile
 from rewarm.facts.request import Request
 from rewarm.facts.sandbox import Layer, SandboxState
+from rewarm.facts.snapshot import SnapshotFacts
 from rewarm.obs.logs import LogStore
 from rewarm.obs.stats import FunctionStats
 from rewarm.policy import registry
 from rewarm.policy.batching.base import BatchingPolicy
 from rewarm.sandbox.port import Node
-from rewarm.store.store import Store
+from rewarm.store.store import Candidate, Store
 
 log = logging.getLogger("rewarm.control")
 
@@ -38,13 +40,15 @@ class ControlPlane:
     """One per server; lives on the event loop's thread, sends blocking work to threads."""
 
     def __init__(
-        self, config: ServerConfig, store: Store, executor: Executor, models: ModelDesk, version: str
+        self, config: ServerConfig, store: Store, executor: Executor, models: ModelDesk, sleepers: SleepDesk,
+        version: str,
     ) -> None:  # fmt: skip
         self.config = config
         self.version = version
         self.store = store
         self.executor = executor
         self.models = models
+        self.sleepers = sleepers
         self.submit = executor.submit
         self.node = executor.node
         self.stats: dict[str, FunctionStats] = executor.stats
@@ -78,18 +82,24 @@ class ControlPlane:
 
     async def deploy(self, upload: Path) -> dict[str, Any]:
         """Publish an uploaded archive and serve it from now on."""
+        loop = asyncio.get_running_loop()
+        proved: list[SnapshotFacts | None] = []
+
+        def prove(candidate: Candidate) -> None:
+            proved.append(self.sleepers.prove_from_thread(candidate, loop))
+
         async with self._deploying:
-            revision, unchanged, packed = await asyncio.to_thread(deploy, self.store, upload)
+            revision, unchanged, packed = await asyncio.to_thread(deploy, self.store, upload, prove)
             self._announce(revision, await asyncio.to_thread(self.store.profile, revision))
-            await asyncio.to_thread(self.store.collect, self._in_use())
+            await self._collect()
         log.info("deployed %s version %d (%s)", revision.name, revision.version, revision.digest[:12])
         return {
             "name": revision.name, "version": revision.version, "digest": revision.digest, "unchanged": unchanged,
-            "weights": packed or None,
+            "weights": packed or None, "asleep": dataclasses.asdict(proved[0]) if proved and proved[0] else None,
         }  # fmt: skip
 
     def _announce(self, revision: Revision, profile: Profile | None) -> None:
-        if revision.weights_path is not None:
+        if revision.weights_path is not None and revision.spec.isolation == "process":
             revision = dataclasses.replace(revision, pack=self.models.adopt(revision))
         try:
             plans = registry.plans_with_profile(revision.spec.batching)
@@ -101,6 +111,11 @@ class ControlPlane:
         self.revisions[revision.name] = revision
         if known is None or known.digest != revision.digest:
             self.stats[revision.name] = FunctionStats(revision.spec.memory_bytes, revision.spec.slo_s)
+
+    async def _collect(self) -> None:
+        """Remove what no function uses any more."""
+        await asyncio.to_thread(self.store.collect, self._in_use())
+        await self.sleepers.sweep(list(self.revisions.values()))
 
     def _in_use(self) -> set[str]:
         """Code, weights, pack of every living instance, those among them that finish a call of an older revision."""
@@ -115,7 +130,7 @@ class ControlPlane:
             await asyncio.to_thread(self.store.remove, name)
             self.forget(name)
             self.profiles.end(name)
-            await asyncio.to_thread(self.store.collect, self._in_use())
+            await self._collect()
         return {"name": name, "removed": True}
 
     def forget(self, name: str) -> None:
@@ -193,7 +208,7 @@ class ControlPlane:
         nodes = alive.nodes(self.node, self.executor.driver.pids(), now)
         return {
             "nodes": nodes, **self.instances(), "ledger": alive.ledger(self.node, nodes),
-            "meter": alive.metered(self.executor.meter, now),
+            "meter": alive.metered(self.executor.meter, now), "microvms": self.sleepers.told(),
             "models": alive.models(self.node, self.models, self.stats, now),
         }  # fmt: skip
 
@@ -236,6 +251,7 @@ class ControlPlane:
                 yield "rewarm_idle_byte_seconds_total", "Idle memory by what ended it.", labels, by_layer[layer]
         yield "rewarm_runtimes", "Living zygotes.", {}, float(len(pool.langs))
         yield from self._model_gauges()
+        yield from self.sleepers.gauges()
         for name, fn in self.node.functions.items():
             yield "rewarm_queue_length", "Requests waiting.", {"function": name}, float(len(fn.queue))
             for figure, value in _figures(fn.batching).items():

@@ -110,7 +110,7 @@ class ProfileDesk:
         spec = dataclasses.replace(
             revision.spec, name=_twin_of(revision.name), slo_s=None, max_instances=1,
             queue_max=max(size, revision.spec.queue_max), batching=PolicySpec("static", {"size": size}),
-            keepalive=PolicySpec("fixed", {"ttl_s": _TWIN_IDLE_S}),
+            keepalive=PolicySpec("fixed", {"ttl_s": _TWIN_IDLE_S, "asleep_s": 0.0}),
         )  # fmt: skip
         return dataclasses.replace(revision, spec=spec, digest=f"twin {next(self._numbers)} of {revision.digest}")
 

@@ -74,9 +74,13 @@ def _release(pool: Pool, pins: list[Model], surplus: int, now: float, out: list[
 
 def worth_of_next(pool: Pool, fn: FunctionState, now: float) -> float:
     """Worth per byte of an instance of `fn` that is not there yet, by the function's own policy."""
+    return fn.keepalive.priority(view_of_next(fn, now), now)
+
+
+def view_of_next(fn: FunctionState, now: float) -> LayerView:
+    """An instance of `fn` that is not there yet, as it is expected to be."""
     size = int(fn.resident.value)
-    view = LayerView(Layer.USER, fn.name, fn.key, fn.user_s.value, size, now, now, 0, fn.live)
-    return fn.keepalive.priority(view, now)
+    return LayerView(Layer.USER, fn.name, fn.key, fn.up_s.value, size, now, now, 0, fn.live)
 
 
 def _node(layer: Victim) -> int | LangKey:
@@ -105,7 +109,7 @@ def _ranked(pool: Pool, now: float, spare_key: LangKey | None) -> Iterator[tuple
             heap.append((_worth(pool, sandbox, now), sandbox.last_used_s, len(heap), sandbox))
     rule = pool.ground.keepalive
     for lang in pool.langs.values():
-        if pool.runtimes.idle(lang) and lang.key != spare_key:
+        if pool.runtimes.idle(lang) and lang.key != spare_key and not lang.key.vm_bytes:
             worth = rule.priority(pool.runtimes.view(lang), now)
             heap.append((worth, lang.last_used_s, len(heap), lang))
     for bare in pool.bares.idle:

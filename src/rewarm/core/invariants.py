@@ -8,13 +8,15 @@ from itertools import chain
 
 from rewarm.core.bares import IDLE_MAX
 from rewarm.core.pool import Pool
-from rewarm.core.state import FunctionState, LayerState
+from rewarm.core.state import FunctionState, LayerState, SnapshotState
 from rewarm.facts.sandbox import SandboxState as State
+from rewarm.facts.sandbox import StartKind
 
 
 def check(functions: Mapping[str, FunctionState], pool: Pool) -> None:
     """Raises AssertionError, naming the record, unless the node's records agree with each other."""
     check_pool(pool)
+    check_disk(functions, pool)
     seen: set[int] = set()
     for fn in functions.values():
         assert fn.rising == sum(s.rising for s in fn.sandboxes.values()), fn
@@ -26,7 +28,7 @@ def check(functions: Mapping[str, FunctionState], pool: Pool) -> None:
 
 
 def check_pool(pool: Pool) -> None:
-    """The same for sandboxes, Lang layers, Bares, models and the ledger."""
+    """The same for sandboxes, Lang layers, Bares, models and the memory ledger."""
     pool.ledger.check()
     for sandbox in pool.sandboxes.values():
         fn = sandbox.function
@@ -34,19 +36,38 @@ def check_pool(pool: Pool) -> None:
         assert sandbox.id in pool.ledger, sandbox
         assert (sandbox.batch is not None) == (sandbox.state is State.BUSY), sandbox
         assert (sandbox in fn.idle) == (sandbox.state is State.READY), sandbox
-        assert sandbox.holds_lang or not sandbox.key.forks, f"{sandbox} does not hold its zygote"
+        restored = sandbox.found is StartKind.RESTORED
+        assert sandbox.holds_lang != restored or not sandbox.key.forks, f"{sandbox}: does it hold its zygote?"
     bares = pool.bares.layers
-    assert all(node in pool.ledger for node in (*pool.langs, *bares)), "a layer that is on no account"
+    langs = [lang for lang in pool.langs.values() if not lang.key.vm_bytes]
+    assert all(node in pool.ledger for node in (*(lang.key for lang in langs), *bares)), "a layer that is on no account"
     assert len(bares) <= IDLE_MAX, f"{len(bares)} Bares"
     assert not bares.keys() & pool.sandboxes.keys(), "a Bare that is somebody's"
     held = Counter(s.key for s in pool.sandboxes.values() if s.holds_lang)
     assert +pool.children == held, "holders of Lang layers counted wrongly"
     ending: set[object] = {s.id for s in pool.sandboxes.values() if s.state is State.DYING}
-    ending |= {lang.key for lang in pool.langs.values() if lang.state is LayerState.DYING}
+    ending |= {lang.key for lang in langs if lang.state is LayerState.DYING}
     ending |= {bare.id for bare in bares.values() if bare.state is LayerState.DYING}
     assert pool.ledger.ending == ending, "dying counted wrongly"
-    gone = len(pool.ledger) - len(pool.sandboxes) - len(pool.langs) - len(bares) - _check_models(pool)
+    gone = len(pool.ledger) - len(pool.sandboxes) - len(langs) - len(bares) - _check_models(pool)
     assert gone == 0, f"{gone} accounts of something that is gone"
+
+
+def check_disk(functions: Mapping[str, FunctionState], pool: Pool) -> None:
+    """The same for what is on disk: snapshots, and the Lang layers of micro-VMs."""
+    disk = pool.ground.disk
+    disk.check()
+    langs = {key: lang for key, lang in pool.langs.items() if key.vm_bytes}
+    snapshots = [fn.snapshot for fn in functions.values() if fn.snapshot is not None]
+    for snapshot in snapshots:
+        fn = snapshot.function
+        assert fn.snapshot is snapshot and fn.revision is snapshot.revision, f"{snapshot} is of another revision"
+        there = snapshot.state is SnapshotState.THERE
+        assert (snapshot.node in disk) == there, f"{snapshot} and the disk account disagree"
+        assert (fn.up_s is snapshot.restore_s) == there, f"{snapshot}: what waking costs is another's"
+    there_count = sum(snapshot.node in disk for snapshot in snapshots)
+    assert len(disk) == there_count + len(langs), "disk accounts of something that is gone"
+    assert disk.ending == {key for key, lang in langs.items() if lang.state is LayerState.DYING}, "dying on disk"
 
 
 def _check_models(pool: Pool) -> int:

@@ -1,17 +1,21 @@
 """Lang layers: one started runtime per key, from which its functions' instances come.
 
 Of a key that forks it is a zygote, idle while no sandbox of the key is left. Of a key that is consumed the one runtime
-that waits becomes an instance; whoever comes next finds a fresh one if the policy thought that worth its memory.
+that waits becomes an instance; whoever comes next finds a fresh one if the policy thought that worth its memory. Of a
+micro-VM it is a snapshot on disk of a guest without user code, which is to its instances what a zygote is to forks; it
+is on the disk account and holds no memory.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 
-from rewarm.core.state import START_TIMEOUT_S_MIN, Ground, LangLayer, LayerState, Mean, Sandbox
+from rewarm.core.ledger import Ledger
+from rewarm.core.state import Ground, LangLayer, LayerState, Mean, Sandbox, start_timeout_s
 from rewarm.errors import RewarmError
 from rewarm.facts.function import LangKey
 from rewarm.facts.messages import DropLang, Effect, Fork, RaiseLang
+from rewarm.facts.prices import as_memory_bytes
 from rewarm.facts.sandbox import Layer, SandboxState, StartKind
 from rewarm.policy.keepalive.base import Keep, LayerView
 
@@ -41,7 +45,9 @@ class Langs:
         return StartKind.BARE if lang is not None or self._ancestor(key) is not None else None
 
     def need_bytes(self, key: LangKey) -> int:
-        """What the Lang layer is expected to add to the ledger for one more sandbox of `key`."""
+        """What the Lang layer is expected to add to the memory ledger for one more sandbox of `key`."""
+        if key.vm_bytes:
+            return 0
         lang = self.layers.get(key)
         there = lang is not None and lang.state is not LayerState.DYING
         if key.forks:
@@ -51,6 +57,10 @@ class Langs:
     def bytes_of(self, key: LangKey) -> int:
         """What a runtime of `key` holds, or is expected to."""
         return int(self._mean_bytes(key).value)
+
+    def account(self, key: LangKey) -> Ledger:
+        """Where a Lang layer of `key` is entered."""
+        return self._ground.disk if key.vm_bytes else self._ground.ledger
 
     def _mean_bytes(self, key: LangKey) -> Mean:
         return self._bytes.setdefault(key, Mean(BYTES_PRIOR))
@@ -117,8 +127,8 @@ class Langs:
     def _raise(self, key: LangKey, resident_bytes: int, now: float, out: list[Effect]) -> LangLayer:
         out.append(RaiseLang(key, self._ancestor(key)))
         lang = self.layers[key] = LangLayer(key, now)
-        self._ground.ledger.enter(key, resident_bytes)
-        self._ground.timers.arm(lang, now + START_TIMEOUT_S_MIN)
+        self.account(key).enter(key, resident_bytes)
+        self._ground.timers.arm(lang, now + start_timeout_s(key))
         return lang
 
     def consider(self, key: LangKey, now: float, out: list[Effect]) -> None:
@@ -151,7 +161,7 @@ class Langs:
         lang = self.layers.pop(key, None)
         if lang is None:
             return []
-        self._ground.ledger.leave(key)
+        self.account(key).leave(key)
         waiting = [s for s in lang.waiting if s.state is SandboxState.BARE]
         if error is not None and lang.state is LayerState.RISING:
             return waiting
@@ -176,7 +186,7 @@ class Langs:
             return
         if lang.state is LayerState.RISING:
             if self.holders[lang.key]:  # their own start timeouts decide
-                self._ground.timers.arm(lang, now + START_TIMEOUT_S_MIN)
+                self._ground.timers.arm(lang, now + start_timeout_s(lang.key))
             else:
                 self._end(lang, "start timeout", out)
         elif self.idle(lang):
@@ -195,25 +205,26 @@ class Langs:
     def drop_stuck(self, key: LangKey, now: float, out: list[Effect]) -> None:
         """A start timed out: if its runtime is still on its way up, that is what hangs."""
         lang = self.layers.get(key)
-        if lang is not None and lang.state is LayerState.RISING and now - lang.created_s >= START_TIMEOUT_S_MIN:
+        if lang is not None and lang.state is LayerState.RISING and now - lang.created_s >= start_timeout_s(key):
             self._end(lang, "start timeout", out)
 
     def drop(self, lang: LangLayer, reason: str, now: float, out: list[Effect]) -> None:
-        """End an idle one, because its window is over ("keepalive") or memory is short ("memory")."""
+        """End an idle one: its window is over ("keepalive"), or memory or disk is short ("memory", "disk")."""
         if self._ground.on_gone is not None:
             self._ground.on_gone(self.view(lang), reason == "memory", now)
         self._end(lang, reason, out)
 
     def _end(self, lang: LangLayer, reason: str, out: list[Effect]) -> None:
         lang.state = LayerState.DYING
-        self._ground.ledger.told_to_end(lang.key)
+        self.account(lang.key).told_to_end(lang.key)
         out.append(DropLang(lang.key, reason))
 
     # ------------------------------------------------------------ figures
 
     def measured(self, key: LangKey, resident_bytes: int) -> None:
+        """Of a micro-VM: bytes on disk."""
         if key in self.layers:
-            self._ground.ledger.enter(key, resident_bytes)
+            self.account(key).enter(key, resident_bytes)
             self._mean_bytes(key).add(resident_bytes)
 
     def seconds_of(self, key: LangKey) -> float:
@@ -222,7 +233,8 @@ class Langs:
         return mean.value if mean is not None else 0.0
 
     def view(self, lang: LangLayer) -> LayerView:
+        held = self.account(lang.key).of(lang.key)
         return LayerView(
-            Layer.LANG, None, lang.key, self.seconds_of(lang.key), self._ground.ledger.of(lang.key),
+            Layer.LANG, None, lang.key, self.seconds_of(lang.key), as_memory_bytes(held) if lang.key.vm_bytes else held,
             lang.idle_since_s, lang.last_used_s, lang.uses,
         )  # fmt: skip

@@ -24,13 +24,17 @@ def _deployed(node: Node, event: m.Deployed, now: float, out: list[Effect]) -> N
     node.pool.models.adopt(revision, now, out)
     fn = node.functions.get(revision.name)
     if fn is None:
-        node.functions[revision.name] = FunctionState(revision, batching, keepalive)
+        fn = node.functions[revision.name] = FunctionState(revision, batching, keepalive)
+        node.pool.asleep.adopt(fn, now, out)
+        node.pool.deployed(fn, now)
         return
     if fn.revision.digest == revision.digest:
         if event.profile is not None:  # measured anew: the policy plans with it
             fn.batching = batching
         return
+    node.pool.asleep.leave(fn, out)
     fn.take_on(revision, batching, keepalive)
+    node.pool.asleep.adopt(fn, now, out)
     _end_unless_busy(node, fn, "outdated", out)
     if fn.queue:
         node.scale(fn, now, out)
@@ -42,6 +46,7 @@ def _removed(node: Node, event: m.Removed, now: float, out: list[Effect]) -> Non
         return
     fn.removed = True
     node.pool.models.forget(fn.name, now, out)
+    node.pool.asleep.leave(fn, out)
     node.reject_all(fn, NotFound(f"the function {fn.name!r} was removed"), out)
     _end_unless_busy(node, fn, "removed", out)
 

@@ -5,7 +5,7 @@ Fed with every effect and every event in the order in which they happen, by the 
 An instance is idle from READY or the end of a run to its next run. A zygote is idle while none of its instances is
 busy, a Bare and a runtime that does not fork until a sandbox takes them. What has been idle is **used** once the layer
 is: a Run for an instance, a Fork for a Bare or a Lang layer. It is **wasted** if the layer ends first, or nobody looks
-any longer (`close`).
+any longer (`close`). What is on disk holds no memory and does not count.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Meter:
             m.Exited: lambda event, now: self._gone(event.sandbox_id, now),
             m.LangExited: lambda event, now: self._gone(event.key, now),
             m.Measured: lambda event, now: self.resident(event.node, event.resident_bytes, now),
-            m.Run: self._run, m.Fork: self._fork, m.Destroy: self._destroy, m.DropLang: self._drop_lang,
+            m.Run: self._run, m.Fork: self._fork, m.Restore: self._restore,
+            m.Destroy: self._destroy, m.DropLang: self._drop_lang,
         }  # fmt: skip
 
     def event(self, event: Event, now: float) -> None:
@@ -145,6 +146,8 @@ class Meter:
             self._layers[event.sandbox_id].rest(now)
 
     def _lang_raised(self, event: m.LangRaised, now: float) -> None:
+        if event.key.vm_bytes:
+            return  # it is on disk
         self._layers[event.key] = lang = _Layer(Layer.LANG)
         lang.rest(now)
 
@@ -162,6 +165,9 @@ class Meter:
                 del self._layers[effect.key]
             elif resting:
                 lang.rest(now)
+
+    def _restore(self, effect: m.Restore, now: float) -> None:
+        self._layers[effect.sandbox_id] = _Layer(Layer.USER)  # it has been nobody's Bare, and idles once it is READY
 
     def _use(self, layer: _Layer, now: float) -> None:
         layer.stir(now)

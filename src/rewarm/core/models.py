@@ -10,6 +10,7 @@ Pinned bytes are on the ledger from the order to pin them until the order to let
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Final
 
 from rewarm.core.state import INF, Ground
@@ -17,7 +18,7 @@ from rewarm.facts import messages as m
 from rewarm.facts.function import Pin, Revision
 from rewarm.facts.messages import Effect
 from rewarm.facts.pack import PackFacts
-from rewarm.policy.pinning.greedy import ModelLoad, plan
+from rewarm.policy.pinning.greedy import ModelLoad, plan, wanted_bytes
 from rewarm.policy.pinning.timeline import ttfi_with_pin_s
 from rewarm.units import MB
 
@@ -30,7 +31,7 @@ _DECAY_PER_S: Final = math.log(2.0) / HALF_LIFE_S
 _HORIZON_S: Final = 600.0  # what a byte saves in ten minutes, as `hazard` counts the worth of an idle layer
 _ASKED_FOR: Final = 1e300  # worth per byte of a pin asked for by size: the last to go, before a start has to wait
 _STEP_BYTES: Final = MB  # no pin changes by less,
-_STEP_SHARE: Final = 0.05  # nor by less than this share of it, unless it ends
+_STEP_SHARE: Final = 0.05  # nor by less than this share of it, unless it ends, or is all that a person asked for
 _MOVED_SHARE: Final = 0.05  # a measurement that changes by less changes no plan
 _STICKS: Final = 1.25  # what is pinned stays until another is worth so many times as much: moving it reads it again
 _LOADS: Final = 16  # the bandwidth is the lower quartile of so many loads
@@ -116,6 +117,10 @@ class Model:
         self._cold_per_s = self.cold_per_s(now) + _DECAY_PER_S
         self._cold_at_s = now
 
+    def remember(self, cold_per_s: float, now: float) -> None:
+        """So many cold starts a second, of an earlier life of this node."""
+        self._cold_per_s, self._cold_at_s = cold_per_s, now
+
     def worth_per_byte(self, now: float) -> float:
         """Seconds that a pinned byte saves in ten minutes, to be compared with the worth of idle layers."""
         if self.pin not in ("auto", "none"):
@@ -155,13 +160,14 @@ class Model:
 class Models:
     """Every model of one node. `timer_at_s`: when pins are planned next."""
 
-    __slots__ = ("_ground", "_machine", "by_function", "by_key", "timer_at_s")
+    __slots__ = ("_ground", "_machine", "_remembered", "by_function", "by_key", "timer_at_s")
 
     def __init__(self, ground: Ground) -> None:
         self.by_key: dict[str, Model] = {}
         self.by_function: dict[str, Model] = {}
         self.timer_at_s = INF
         self._machine = _Speeds()  # loads of any model
+        self._remembered: dict[str, float] = {}  # cold starts a second of models that are not here yet
         self._ground = ground
 
     # ------------------------------------------------------------ functions come and go
@@ -177,6 +183,8 @@ class Models:
         model = self.by_key.get(pack.key)
         if model is None:
             model = self.by_key[pack.key] = Model(pack, self._machine)
+            if pack.key in self._remembered:
+                model.remember(self._remembered.pop(pack.key), now)
         self.by_function[revision.name] = model
         model.wishes[revision.name] = revision.spec.pin
         self._ask(now)
@@ -194,6 +202,16 @@ class Models:
         self._ask(now)
 
     # ------------------------------------------------------------ what is learned
+
+    def cold_per_s(self, now: float) -> dict[str, float]:
+        """Cold starts a second by key, of models that were started at all: to be kept while there is no node."""
+        rates = {key: model.cold_per_s(now) for key, model in self.by_key.items()}
+        return {key: rate for key, rate in rates.items() if rate > 0.0}
+
+    def remember(self, cold_per_s: Mapping[str, float], seconds_ago: float) -> None:
+        """What `cold_per_s` said so long ago, for the models that are adopted next; at the start of a node."""
+        faded = math.exp(-_DECAY_PER_S * seconds_ago)
+        self._remembered = {key: rate * faded for key, rate in cold_per_s.items()}
 
     def started_cold(self, function: str, now: float, out: list[Effect]) -> None:
         """An instance is started and no other of the function lives: its weights are wanted before it is there."""
@@ -237,16 +255,17 @@ class Models:
             return
         ledger = self._ground.ledger
         room = ledger.spare_bytes + sum(model.pinned_bytes for model in self.by_key.values())
-        wanted = plan([model.load(now) for model in self.by_key.values()], room)
-        for model in self.by_key.values():
-            if wanted[model.key] < model.pinned_bytes and _is_step(model.pinned_bytes, wanted[model.key]):
+        loads = {model: model.load(now) for model in self.by_key.values()}
+        wanted = plan(list(loads.values()), room)
+        for model, load in loads.items():
+            if wanted[model.key] < model.pinned_bytes and _is_step(model.pinned_bytes, wanted[model.key], load):
                 self._order(model, wanted[model.key], out)
         again_s = now + RETRY_S if sum(wanted.values()) >= room else INF
-        for model in self.by_key.values():
+        for model, load in loads.items():
             if now < model.limit_until_s:
                 again_s = min(again_s, model.limit_until_s)
             size = min(wanted[model.key], model.pinned_bytes + max(0, ledger.spare_bytes))
-            if size <= model.pinned_bytes or not _is_step(model.pinned_bytes, size):
+            if size <= model.pinned_bytes or not _is_step(model.pinned_bytes, size, load):
                 continue
             if model.waiting:  # what was asked for is still being read
                 again_s = min(again_s, now + RETRY_S)
@@ -278,9 +297,11 @@ class Models:
         self._ground.timers.arm(self, now + REPLAN_S)
 
 
-def _is_step(pinned_bytes: int, wanted_bytes: int) -> bool:
-    """Worth an order. An end always is."""
-    return not wanted_bytes or abs(wanted_bytes - pinned_bytes) >= max(_STEP_BYTES, _STEP_SHARE * pinned_bytes)
+def _is_step(pinned_bytes: int, size_bytes: int, load: ModelLoad) -> bool:
+    """Worth an order. An end always is, and so is all that a person asked for."""
+    if not size_bytes or (load.pin != "auto" and size_bytes == wanted_bytes(load)):
+        return True
+    return abs(size_bytes - pinned_bytes) >= max(_STEP_BYTES, _STEP_SHARE * pinned_bytes)
 
 
 def _moved(before: float, after: float) -> bool:

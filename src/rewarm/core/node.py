@@ -16,30 +16,33 @@ from functools import partial
 from rewarm.core import eviction, invariants, lifecycle, refusals, scaling
 from rewarm.core.ledger import Ledger
 from rewarm.core.models import Models
-from rewarm.core.pool import Pool
-from rewarm.core.state import INF, Bare, FunctionState, LangLayer, Sandbox
+from rewarm.core.pool import Pool, snapshot_of
+from rewarm.core.state import INF, Bare, FunctionState, LangLayer, Sandbox, Snapshot
 from rewarm.core.taking import take
 from rewarm.core.timers import Timers
 from rewarm.errors import InstanceDied, RewarmError, StartFailed
 from rewarm.facts import messages as m
 from rewarm.facts.messages import Effect, Event
 from rewarm.facts.request import Request
-from rewarm.facts.sandbox import SandboxState
+from rewarm.facts.sandbox import SandboxState, StartKind
 from rewarm.policy.batching.base import Dispatch, Wait
 from rewarm.policy.keepalive.base import KeepalivePolicy
 
 State = SandboxState
 
 RETRY_S = 5.0  # after a failed start, while other instances of the function live
+_UNLIMITED_BYTES = 1 << 62
 
 
 class Node:
     """One machine's worth of functions, queues and sandboxes."""
 
-    def __init__(self, budget_bytes: int, keepalive: KeepalivePolicy) -> None:
+    def __init__(self, budget_bytes: int, keepalive: KeepalivePolicy, disk_bytes: int | None = None) -> None:
+        """`budget_bytes` of memory, and `disk_bytes` for what sleeps on disk (None: no limit)."""
         self.functions: dict[str, FunctionState] = {}
         self.timers = Timers()
-        self.pool = Pool(Ledger(budget_bytes), self.timers, keepalive)
+        disk = Ledger(disk_bytes if disk_bytes is not None else _UNLIMITED_BYTES)
+        self.pool = Pool(Ledger(budget_bytes), disk, self.timers, keepalive)
         self.draining = False
         self._starved = False  # some function waits for memory
         #: By kind of event. A test may wrap them, and so hear what the core hears.
@@ -48,11 +51,12 @@ class Node:
             m.LangRaised: self._lang_raised, m.Exited: self._exited, m.LangExited: self._lang_exited,
             m.Measured: self._measured, m.Tick: self._tick, m.Pinned: self.pool.models.pinned,
             m.Loaded: self.pool.models.loaded, m.Computed: self.pool.models.computed,
+            m.Slept: self.pool.asleep.slept, m.SleepLost: self.pool.asleep.lost,
             **{kind: partial(handler, self) for kind, handler in lifecycle.HANDLERS.items()},
         }  # fmt: skip
         self._wakers: dict[type, Callable[..., None]] = {
             Sandbox: self._wake_sandbox, FunctionState: self._wake_function, LangLayer: self.pool.runtimes.wake,
-            Bare: self.pool.bares.wake, Models: Models.replan,
+            Bare: self.pool.bares.wake, Models: Models.replan, Snapshot: self.pool.asleep.wake,
         }  # fmt: skip
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -192,7 +196,7 @@ class Node:
         if self.pool.start(fn, now, out) is not None:
             fn.starved = False
             return True
-        need, budget = self.pool.need_bytes(fn), self.pool.ledger.budget_bytes
+        need, budget = self.pool.need_bytes(fn, snapshot_of(fn)), self.pool.ledger.budget_bytes
         if need > budget or not (self.pool.sandboxes or self.pool.langs or self.pool.bares.layers):
             self.reject_all(fn, refusals.over_budget(fn, need, budget), out)
         elif fn.live == 0:
@@ -227,6 +231,8 @@ class Node:
             self.pool.bares.seconds.add(event.seconds)
         elif event.state is State.USER:
             fn.user_s.add(event.seconds)
+        elif sandbox.found is StartKind.RESTORED:
+            self.pool.asleep.restored(sandbox, event.seconds)
         if self.pool.raised(sandbox, event.state, now, out):
             fn.idle.append(sandbox)  # of the current revision: those that rose for an older one were told to end
             self.pump(fn, now, out)
@@ -247,13 +253,22 @@ class Node:
         if batch:
             error = event.error or InstanceDied(f"an instance of {fn.name!r} ended while it held the request")
             out.extend(m.Reject(request, error) for request in batch)
-        if rising:
+        if rising and sandbox.found is StartKind.RESTORED:
+            self._start_instead(fn, now, out)
+        elif rising:
             self._start_failed(fn, event.error, now, out)
         if fn.queue and not fn.removed:
             if fn.idle:
                 self.pump(fn, now, out)
             else:
                 self.scale(fn, now, out)
+        if fn.snapshot is not None and not fn.sandboxes:
+            self.pool.asleep.rest(fn.snapshot, now, out)
+
+    def _start_instead(self, fn: FunctionState, now: float, out: list[Effect]) -> None:
+        """One could not be restored. The snapshot may be at fault: before anyone is told, a start without it."""
+        if fn.queue or not self.draining:
+            self.pool.start(fn, now, out, ahead=not fn.queue, restore=False)
 
     def _start_failed(self, fn: FunctionState, error: RewarmError | None, now: float, out: list[Effect]) -> None:
         """One attempt for all who waited: they are answered, unless another instance can still serve them."""
@@ -275,6 +290,7 @@ class Node:
     def _measured(self, event: m.Measured, now: float, out: list[Effect]) -> None:
         self.pool.measured(event.node, event.resident_bytes)
         eviction.make_room(self.pool, 0, now, out)
+        self.pool.asleep.make_room(now, out)
 
     # ------------------------------------------------------------ time
 
@@ -318,6 +334,9 @@ class Node:
         elif sandbox.rising:
             fn = sandbox.function
             self.pool.destroy(sandbox, "start timeout", out)
+            if sandbox.found is StartKind.RESTORED:
+                self._start_instead(fn, now, out)
+                return
             self.pool.runtimes.drop_stuck(sandbox.key, now, out)
             self._start_failed(fn, refusals.start_timeout(fn, now - sandbox.created_s), now, out)
 

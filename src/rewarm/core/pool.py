@@ -7,14 +7,26 @@ ready, one died) is returned to the node that called.
 from __future__ import annotations
 
 from rewarm.core import eviction
+from rewarm.core.asleep import Asleep
 from rewarm.core.bares import Bares
 from rewarm.core.langs import Langs
 from rewarm.core.ledger import Ledger
 from rewarm.core.models import Models
-from rewarm.core.state import INF, RISING, START_TIMEOUT_S_MIN, Bare, FunctionState, Ground, LangLayer, Sandbox
+from rewarm.core.state import (
+    INF,
+    RISING,
+    Bare,
+    FunctionState,
+    Ground,
+    LangLayer,
+    Sandbox,
+    Snapshot,
+    SnapshotState,
+    start_timeout_s,
+)  # fmt: skip
 from rewarm.core.timers import Timers
 from rewarm.facts.function import LangKey
-from rewarm.facts.messages import Destroy, Effect, LoadUser, RaiseBare
+from rewarm.facts.messages import Destroy, Effect, LoadUser, RaiseBare, Restore
 from rewarm.facts.sandbox import Layer, SandboxState, StartKind
 from rewarm.policy.keepalive.base import Keep, KeepaliveDecision, KeepalivePolicy, LayerView
 
@@ -26,12 +38,13 @@ State = SandboxState
 class Pool:
     """Every sandbox, runtime and Bare of one node."""
 
-    def __init__(self, ledger: Ledger, timers: Timers, keepalive: KeepalivePolicy) -> None:
+    def __init__(self, ledger: Ledger, disk: Ledger, timers: Timers, keepalive: KeepalivePolicy) -> None:
         self.ledger = ledger
         self.timers = timers
         self.keepalive = keepalive  # rules the layers that functions share
-        self.ground = Ground(ledger, timers, keepalive)
+        self.ground = Ground(ledger, disk, timers, keepalive)
         self.runtimes = Langs(self.ground)
+        self.asleep = Asleep(self.ground, self.runtimes)
         self.bares = Bares(self.ground)
         self.models = Models(self.ground)
         self.sandboxes: dict[int, Sandbox] = {}
@@ -45,38 +58,55 @@ class Pool:
 
     # ------------------------------------------------------------ rising
 
-    def need_bytes(self, fn: FunctionState) -> int:
-        """What one more instance of `fn` is expected to add to the ledger."""
-        return int(fn.resident.value) + self.runtimes.need_bytes(fn.key)
+    def need_bytes(self, fn: FunctionState, snapshot: Snapshot | None = None) -> int:
+        """What one more instance of `fn`, restored from `snapshot` if that is one, is expected to put on the ledger."""
+        size = int(fn.resident.value)
+        return size if snapshot is not None else size + self.runtimes.need_bytes(fn.key)
 
-    def start(self, fn: FunctionState, now: float, out: list[Effect], *, ahead: bool = False) -> Sandbox | None:
+    def start(
+        self, fn: FunctionState, now: float, out: list[Effect], *, ahead: bool = False, restore: bool = True
+    ) -> Sandbox | None:
         """Begin one instance, or None if even evicting everything idle leaves no room for it.
 
-        One that is started `ahead` of its use takes nothing away that is worth as much as itself.
+        It is restored from the function's snapshot if there is one, unless not to `restore`. One that is started
+        `ahead` of its use takes nothing away that is worth as much as itself.
         """
+        snapshot = snapshot_of(fn) if restore else None
         worth_below = eviction.worth_of_next(self, fn, now) if ahead else INF
-        if not eviction.make_room(self, self.need_bytes(fn), now, out, sparing=fn, worth_below=worth_below):
+        need_bytes = self.need_bytes(fn, snapshot)
+        if not eviction.make_room(self, need_bytes, now, out, sparing=fn, worth_below=worth_below):
             return None
         if self.models.by_function and not ahead and fn.live == 0:
             self.models.started_cold(fn.name, now, out)
+        if snapshot is not None:
+            snapshot.last_used_s = now
+            sandbox = self._enter(self.ground.new_id(), fn, StartKind.RESTORED, now)
+            out.append(Restore(sandbox.id, sandbox.revision))
+            return sandbox
+        in_vm = fn.key.vm_bytes > 0
         found = self._found(fn.key)
-        bare = self.bares.take()
-        sandbox = Sandbox(bare.id if bare is not None else self.ground.new_id(), fn, found, now)
-        self.sandboxes[sandbox.id] = sandbox
-        fn.sandboxes[sandbox.id] = sandbox
-        fn.rising += 1
-        self.ledger.enter(sandbox.id, int(fn.resident.value))
+        bare = self.bares.take() if not in_vm else None
+        sandbox = self._enter(bare.id if bare is not None else self.ground.new_id(), fn, found, now)
         self.runtimes.hold(sandbox, now, out)
-        self.timers.arm(sandbox, now + max(START_TIMEOUT_S_MIN, fn.revision.spec.timeout_s))
         if bare is None:
-            out.append(RaiseBare(sandbox.id))
+            out.append(RaiseBare(sandbox.id, in_vm))
         else:
             self.raised(sandbox, State.BARE, now, out)
             self.bares.consider(now, out)
         return sandbox
 
+    def _enter(self, sandbox_id: int, fn: FunctionState, found: StartKind, now: float) -> Sandbox:
+        sandbox = Sandbox(sandbox_id, fn, found, now)
+        self.sandboxes[sandbox_id] = sandbox
+        fn.sandboxes[sandbox_id] = sandbox
+        fn.rising += 1
+        self.ledger.enter(sandbox_id, int(fn.resident.value))
+        self.timers.arm(sandbox, now + max(start_timeout_s(fn.key), fn.revision.spec.timeout_s))
+        return sandbox
+
     def _found(self, key: LangKey) -> StartKind:
-        return self.runtimes.found(key) or (StartKind.BARE if self.bares.idle else StartKind.COLD)
+        any_bare = self.bares.idle and not key.vm_bytes
+        return self.runtimes.found(key) or (StartKind.BARE if any_bare else StartKind.COLD)
 
     def raised(self, sandbox: Sandbox, state: SandboxState, now: float, out: list[Effect]) -> bool:
         """It has come so far. True once the sandbox is READY."""
@@ -164,7 +194,15 @@ class Pool:
             self.prewarm(sandbox.function, now + decision.prewarm_after_s)
         self.peel(sandbox, "keepalive", now, out)
         self.runtimes.consider(sandbox.key, now, out)  # what is left of it, made afresh
-        self.bares.consider(now, out)
+        if not sandbox.key.vm_bytes:
+            self.bares.consider(now, out)
+
+    def deployed(self, fn: FunctionState, now: float) -> None:
+        """The function is new: a policy that wants to know may have an instance raised ahead of the first call."""
+        if getattr(fn.keepalive, "watches_deploys", False):
+            prewarm = fn.keepalive.on_deployed(eviction.view_of_next(fn, now), now)  # type: ignore[attr-defined]
+            if prewarm is not None:
+                self.prewarm(fn, now + prewarm.after_s, prewarm.instances)
 
     def prewarm(self, fn: FunctionState, at_s: float, instances: int = 1) -> None:
         """At `at_s` there shall be that many instances, one of them idle. Takes the place of what was asked before."""
@@ -198,6 +236,12 @@ class Pool:
     def user_view(self, sandbox: Sandbox) -> LayerView:
         fn = sandbox.function
         return LayerView(
-            Layer.USER, fn.name, sandbox.key, fn.user_s.value, self.ledger.of(sandbox.id),
+            Layer.USER, fn.name, sandbox.key, fn.up_s.value, self.ledger.of(sandbox.id),
             sandbox.idle_since_s, sandbox.last_used_s, sandbox.uses, fn.live - 1 if len(fn.sandboxes) > 1 else 0,
         )  # fmt: skip
+
+
+def snapshot_of(fn: FunctionState) -> Snapshot | None:
+    """The one that an instance of the function can be restored from now."""
+    snapshot = fn.snapshot
+    return snapshot if snapshot is not None and snapshot.state is SnapshotState.THERE else None

@@ -1,4 +1,7 @@
-"""The records of the core: one per function, sandbox, Lang layer and Bare. Only the modules beside this change them."""
+"""The records of the core: one per function, sandbox, Lang layer, Bare and snapshot.
+
+Only the modules beside this change them.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,13 @@ from rewarm.errors import RewarmError
 from rewarm.facts.function import FunctionSpec, LangKey, Revision
 from rewarm.facts.request import Request
 from rewarm.facts.sandbox import LEGAL_MOVES, SandboxState, StartKind, check_move
+from rewarm.facts.snapshot import SnapshotFacts
 from rewarm.policy.batching.base import BatchingPolicy
 from rewarm.policy.keepalive.base import KeepalivePolicy, LayerView
 
 INF = float("inf")
 START_TIMEOUT_S_MIN = 60.0  # importing a large framework from a cold disk is slow, but not slower than this
+_VM_TIMEOUT_S = 180.0  # what needs a guest to boot: without KVM that takes 10 s or more, and may be tried three times
 
 OnRun = Callable[[FunctionSpec, int, float, float], None]
 OnGone = Callable[[LayerView, bool, float], None]
@@ -25,6 +30,11 @@ OnGone = Callable[[LayerView, bool, float], None]
 def gone_hook(keepalive: KeepalivePolicy) -> OnGone | None:
     """`on_gone` of a policy that wants to hear of ends (`WatchesEnds`)."""
     return keepalive.on_gone if getattr(keepalive, "watches_ends", False) else None  # type: ignore[attr-defined]
+
+
+def start_timeout_s(key: LangKey) -> float:
+    """What a runtime of `key`, and an instance of it, is given to come up."""
+    return _VM_TIMEOUT_S if key.vm_bytes else START_TIMEOUT_S_MIN
 
 
 class Mean:
@@ -48,8 +58,8 @@ class FunctionState:
     __slots__ = (
         "batching", "batching_watches", "flushing", "idle", "keepalive", "key", "last_error", "name", "on_gone",
         "on_run", "prewarm_at_s", "prewarm_instances", "queue", "queue_max", "removed", "resident", "retry_at_s",
-        "revision", "rising", "sandboxes", "scale_at_s", "start_s", "starved", "timer_at_s", "user_s", "watches",
-        "worth_holds",
+        "revision", "rising", "sandboxes", "scale_at_s", "snapshot", "start_s", "starved", "timer_at_s", "up_s",
+        "user_s", "watches", "worth_holds",
     )  # fmt: skip
 
     def __init__(self, revision: Revision, batching: BatchingPolicy, keepalive: KeepalivePolicy) -> None:
@@ -83,6 +93,8 @@ class FunctionState:
         self.queue_max = revision.spec.queue_max
         self.start_s = Mean(0.25)  # from the decision to READY
         self.user_s = Mean(0.1)  # what the User layer alone costs
+        self.up_s = self.user_s  # what raising an instance that idles would cost: to wake it, if it sleeps on disk
+        self.snapshot: Snapshot | None = None  # of a function that can sleep
         self.resident = Mean(32 << 20)
         self.last_error: RewarmError | None = None
 
@@ -176,6 +188,11 @@ class LangLayer:
         self.timer_at_s = INF
         self.uses = 0
 
+    @property
+    def node(self) -> LangKey:
+        """Its name on the account."""
+        return self.key
+
     def __repr__(self) -> str:
         return f"<lang {self.key} {self.state.value}>"
 
@@ -198,13 +215,66 @@ class Bare:
         return f"<bare {self.id} {self.state.value}>"
 
 
+class SnapshotState(enum.Enum):
+    NONE = "none"
+    MAKING = "making"
+    THERE = "asleep"
+
+
+class Snapshot:
+    """What a function that can sleep has on disk of its initialised instance: nothing yet, or the one snapshot."""
+
+    __slots__ = (
+        "expires_s", "facts", "failures", "function", "idle_since_s", "last_used_s", "make_s", "ordered_s", "restore_s",
+        "revision", "state", "timer_at_s", "uses",
+    )  # fmt: skip
+
+    def __init__(self, function: FunctionState, now: float) -> None:
+        self.function = function
+        self.revision = function.revision
+        self.state = SnapshotState.NONE
+        self.facts: SnapshotFacts | None = None  # of the last one that was there
+        self.restore_s = Mean(0.0)  # what waking takes
+        self.ordered_s = now
+        self.make_s = 0.0  # what making it took; 0.0 while unknown
+        self.failures = 0  # in a row
+        self.idle_since_s = now
+        self.last_used_s = now
+        self.expires_s = INF
+        self.timer_at_s = INF
+        self.uses = 0  # instances restored from it
+
+    @property
+    def node(self) -> str:
+        """Its name on the disk account."""
+        return self.revision.digest
+
+    @property
+    def idle(self) -> bool:
+        return self.state is SnapshotState.THERE and not self.function.sandboxes
+
+    @property
+    def saved_s(self) -> float:
+        """By how much a start from it is shorter; 0.0 while unknown."""
+        return self.facts.cold_s - self.restore_s.value if self.facts is not None else 0.0
+
+    @property
+    def useless(self) -> bool:
+        """It is known that starts are no shorter with it."""
+        return self.facts is not None and self.saved_s <= 0.0
+
+    def __repr__(self) -> str:
+        return f"<snapshot of {self.function.name} v{self.revision.version} {self.state.value}>"
+
+
 class Ground:
-    """What all layers of one node stand on: the account, the timers, the rule for the layers that functions share."""
+    """What all layers of one node stand on: the accounts, the timers, the rule for the layers that functions share."""
 
-    __slots__ = ("closing", "draining", "evictions", "keepalive", "last_id", "ledger", "on_gone", "timers")
+    __slots__ = ("closing", "disk", "draining", "evictions", "keepalive", "last_id", "ledger", "on_gone", "timers")
 
-    def __init__(self, ledger: Ledger, timers: Timers, keepalive: KeepalivePolicy) -> None:
+    def __init__(self, ledger: Ledger, disk: Ledger, timers: Timers, keepalive: KeepalivePolicy) -> None:
         self.ledger = ledger
+        self.disk = disk  # bytes of snapshots: no part of `ledger`
         self.timers = timers
         self.keepalive = keepalive
         self.on_gone = gone_hook(keepalive)
@@ -213,7 +283,7 @@ class Ground:
         self.evictions = 0
         self.last_id = 0
 
-    def keep(self, layer: Sandbox | LangLayer | Bare, for_s: float | None, now: float) -> None:
+    def keep(self, layer: Sandbox | LangLayer | Bare | Snapshot, for_s: float | None, now: float) -> None:
         """Its window begins: it is woken when that is over, if it ever is."""
         layer.expires_s = INF if for_s is None else now + for_s
         self.timers.arm(layer, layer.expires_s)

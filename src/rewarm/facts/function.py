@@ -15,7 +15,10 @@ from rewarm.facts.pack import PackFacts
 
 Kind = Literal["predict", "handler"]
 Runtime = Literal["python", "nodejs"]
+Isolation = Literal["process", "microvm"]
 Pin = Literal["auto", "none", "all"] | int
+
+VM_BYTES_MIN = 256 << 20  # a guest with numpy imported, and some to spare
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
 
@@ -65,9 +68,9 @@ class Tensor:
 
 
 @lru_cache(maxsize=1024)
-def _lang_key(packages: tuple[str, ...], runtime: str) -> LangKey:
+def _lang_key(packages: tuple[str, ...], runtime: str, vm_bytes: int) -> LangKey:
     """One object per key where it can be: finding it in a dict then takes no comparison."""
-    return LangKey(packages, runtime)
+    return LangKey(packages, runtime, vm_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,8 @@ class FunctionSpec:
     env: tuple[tuple[str, str], ...] = ()
     runtime: Runtime = "python"
     pin: Pin = "auto"  # of the weights, what stays in memory: what is worth it, nothing, all, or so many bytes
+    isolation: Isolation = "process"
+    samples: tuple[str, ...] = ()  # JSON files in the code folder: bodies of calls that warm a snapshot up
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -141,12 +146,27 @@ class FunctionSpec:
             raise BadDefinition(f"a function of the runtime 'nodejs' is a handler, not {self.kind!r}")
         if self.runtime == "nodejs" and self.preload:
             raise BadDefinition("preload names packages of Python; leave it out for the runtime 'nodejs'")
+        if self.isolation not in ("process", "microvm"):
+            raise BadDefinition(f"isolation must be 'process' or 'microvm', not {self.isolation!r}")
+        if self.isolation == "microvm" and self.runtime == "nodejs":
+            raise BadDefinition("a function of the runtime 'nodejs' runs in a process; leave out isolation='microvm'")
+        for path in self.samples:
+            if not isinstance(path, str) or not path or path.startswith("/") or ".." in path.split("/"):
+                raise BadDefinition(f"samples are files in the code folder, named relative to it, not {path!r}")
         _ = self.lang_key  # raises for what is not the name of a package
 
     @property
     def lang_key(self) -> LangKey:
         """Functions on arrays need numpy in their Lang layer whether they say so or not."""
-        return _lang_key((*self.preload, "numpy") if self.kind == "predict" else self.preload, self.runtime)
+        packages = (*self.preload, "numpy") if self.kind == "predict" else self.preload
+        return _lang_key(packages, self.runtime, self.vm_bytes)
+
+    @property
+    def vm_bytes(self) -> int:
+        """The memory of its micro-VM: a power of two, so that few sizes of Lang layers serve all. 0 for a process."""
+        if self.isolation == "process":
+            return 0
+        return max(VM_BYTES_MIN, 1 << (self.memory_bytes - 1).bit_length())
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; `from_json` is its inverse. The registry and the wire carry this."""
@@ -162,7 +182,7 @@ class FunctionSpec:
             "preload": list(self.preload), "weights": self.weights,
             "inputs": tensors(self.inputs), "outputs": tensors(self.outputs),
             "max_instances": self.max_instances, "queue_max": self.queue_max, "env": dict(self.env),
-            "runtime": self.runtime, "pin": self.pin,
+            "runtime": self.runtime, "pin": self.pin, "isolation": self.isolation, "samples": list(self.samples),
         }  # fmt: skip
 
     @staticmethod
@@ -180,6 +200,7 @@ class FunctionSpec:
             fields["keepalive"] = PolicySpec.from_json(fields["keepalive"]) if fields["keepalive"] else None
             fields["inputs"], fields["outputs"] = tensors(fields["inputs"]), tensors(fields["outputs"])
             fields["preload"] = tuple(fields["preload"])
+            fields["samples"] = tuple(fields.get("samples", ()))  # older ones do not say
             fields["env"] = tuple(sorted((str(k), str(v)) for k, v in dict(fields["env"]).items()))
             return FunctionSpec(**fields)
         except (KeyError, TypeError, ValueError) as error:

@@ -14,19 +14,22 @@ class LangKey:
     """The key of a Lang layer: a runtime with a set of packages imported. Keys form a tree by inclusion.
 
     Never changed once made. `packages` are sorted, each once. `forks` is False if a started runtime of this key is no
-    zygote but becomes one instance, and is used up by that. Raises BadDefinition.
+    zygote but becomes one instance, and is used up by that. `vm_bytes` above 0 is the memory of a micro-VM: such a Lang
+    layer is a snapshot on disk of a guest of this size, from which any number of instances are restored, and it is no
+    other key's ancestor. Raises BadDefinition.
     """
 
-    __slots__ = ("_hash", "forks", "packages", "runtime")
+    __slots__ = ("_hash", "forks", "packages", "runtime", "vm_bytes")
 
-    def __init__(self, packages: tuple[str, ...] = (), runtime: str = "python") -> None:
+    def __init__(self, packages: tuple[str, ...] = (), runtime: str = "python", vm_bytes: int = 0) -> None:
         for package in packages:
             if not isinstance(package, str) or _PACKAGE.fullmatch(package) is None:
                 raise BadDefinition(f"{package!r} in preload is not the name of a package")
         self.packages: Final[tuple[str, ...]] = tuple(sorted(set(packages)))
         self.runtime: Final[str] = runtime
         self.forks: Final[bool] = runtime != "nodejs"
-        self._hash: Final[int] = hash((self.packages, runtime))
+        self.vm_bytes: Final[int] = vm_bytes
+        self._hash: Final[int] = hash((self.packages, runtime, vm_bytes))
 
     def __hash__(self) -> int:
         return self._hash
@@ -36,17 +39,23 @@ class LangKey:
             return True
         if not isinstance(other, LangKey):
             return NotImplemented
-        return self._hash == other._hash and self.packages == other.packages and self.runtime == other.runtime
+        if self._hash != other._hash or self.vm_bytes != other.vm_bytes:
+            return False
+        return self.packages == other.packages and self.runtime == other.runtime
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LangKey, (self.packages, self.runtime)  # made anew: hashes of text differ between processes
+        # Made anew: hashes of text differ between processes.
+        return LangKey, (self.packages, self.runtime, self.vm_bytes)
 
     def covers(self, other: LangKey) -> bool:
         """True if a zygote of this key may be the ancestor of `other` (equal keys included)."""
+        if self.vm_bytes or other.vm_bytes:
+            return self == other
         return self.forks and self.runtime == other.runtime and set(self.packages) <= set(other.packages)
 
     def __str__(self) -> str:
-        return "+".join((self.runtime, *self.packages))
+        name = "+".join((self.runtime, *self.packages))
+        return f"microvm-{self.vm_bytes >> 20}mb+{name}" if self.vm_bytes else name
 
     def __repr__(self) -> str:
-        return f"LangKey({self.packages!r}, {self.runtime!r})"
+        return f"LangKey({self.packages!r}, {self.runtime!r}, {self.vm_bytes})"

@@ -15,6 +15,7 @@ from rewarm.facts.function import FunctionSpec, LangKey, Revision
 from rewarm.facts.profile import Profile
 from rewarm.facts.request import Request
 from rewarm.facts.sandbox import SandboxState
+from rewarm.facts.snapshot import SnapshotFacts
 
 # ---------------------------------------------------------------- events
 
@@ -64,6 +65,23 @@ class LangExited(NamedTuple):
     """The zygote of `key` is gone or could not be raised."""
 
     key: LangKey
+    error: RewarmError | None = None
+
+
+class Slept(NamedTuple):
+    """The snapshot of the revision `digest` is on disk, whole and usable. An answer to Sleep; or it was found there."""
+
+    digest: str
+    facts: SnapshotFacts
+
+
+class SleepLost(NamedTuple):
+    """There is no snapshot of the revision `digest`: it could not be made, is damaged, or was deleted by a stranger.
+
+    If a Restore found it damaged this comes before the Exited of that sandbox. `error` says why, if anybody knows.
+    """
+
+    digest: str
     error: RewarmError | None = None
 
 
@@ -149,7 +167,7 @@ class Tick:
 
 Event = (
     Arrived | Cancelled | RunDone | Raised | LangRaised | Exited | LangExited | Measured
-    | Pinned | Loaded | Computed | Deployed | Removed | Flush | Unload | Load | Draining | Tick
+    | Slept | SleepLost | Pinned | Loaded | Computed | Deployed | Removed | Flush | Unload | Load | Draining | Tick
 )  # fmt: skip
 
 # ---------------------------------------------------------------- effects
@@ -170,9 +188,10 @@ class Reject(NamedTuple):
 
 
 class RaiseBare(NamedTuple):
-    """Make scratch directory and sockets, for nobody yet. → Raised(BARE) or Exited."""
+    """Make scratch directory and sockets, for nobody yet. → Raised(BARE) or Exited. `vm`: for a micro-VM."""
 
     sandbox_id: int
+    vm: bool = False
 
 
 class RaiseLang(NamedTuple):
@@ -198,6 +217,28 @@ class LoadUser(NamedTuple):
     """Import and construct the revision's code, map its weights. → Raised(USER), Raised(READY); or Exited."""
 
     sandbox_id: int
+    revision: Revision
+
+
+class Restore(NamedTuple):
+    """Make the sandbox from the snapshot of the revision, all at once. → Raised(READY) or Exited.
+
+    If what failed is the snapshot, SleepLost comes first, so that the next start does without it.
+    """
+
+    sandbox_id: int
+    revision: Revision
+
+
+class Sleep(NamedTuple):
+    """See to it that the revision's snapshot is on disk: made in a VM of its own if it is not. → Slept or SleepLost."""
+
+    revision: Revision
+
+
+class Forget(NamedTuple):
+    """Delete the revision's snapshot. No answer. Sandboxes restored from it live on."""
+
     revision: Revision
 
 
@@ -232,4 +273,7 @@ class Prefetch(NamedTuple):
     key: str
 
 
-Effect = Run | Reject | RaiseBare | RaiseLang | Fork | LoadUser | Destroy | DropLang | Pin | Prefetch
+Effect = (
+    Run | Reject | RaiseBare | RaiseLang | Fork | LoadUser | Restore | Sleep | Forget | Destroy | DropLang
+    | Pin | Prefetch
+)  # fmt: skip

@@ -1,11 +1,12 @@
 """What a sandbox is made of and how it may change.
 
     ABSENT ──▶ BARE ──▶ LANG ──▶ USER ──▶ READY ⇄ BUSY
-                                             │peel        (every state may end in DYING ──▶ GONE)
+       └──────────── restore ───────────────▲│peel        (every state may end in DYING ──▶ GONE)
 
 BARE has a scratch directory and its sockets; LANG is a forked interpreter with the key's packages and none of the
 user's code; USER has imported and constructed the user's code; READY has its weights and waits for a batch; BUSY runs
-one. DYING was told to end and has not been reaped; GONE leaves nothing behind.
+one. What is restored from a snapshot of an initialised instance is READY at once. DYING was told to end and has not
+been reaped; GONE leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ class SandboxState(enum.Enum):
 
 
 class Layer(enum.IntEnum):
-    """The layers of an instance, lowest first; also the label of what a start found alive."""
+    """The layers of an instance, lowest first; also the label of what a start found alive.
 
+    ASLEEP is none of memory: a function's snapshot on disk, from which an instance is restored.
+    """
+
+    ASLEEP = 0
     BARE = 1
     LANG = 2
     USER = 3
@@ -37,7 +42,7 @@ class Layer(enum.IntEnum):
 
 _S = SandboxState
 LEGAL_MOVES: dict[SandboxState, frozenset[SandboxState]] = {
-    _S.ABSENT: frozenset({_S.BARE, _S.DYING, _S.GONE}),
+    _S.ABSENT: frozenset({_S.BARE, _S.READY, _S.DYING, _S.GONE}),
     _S.BARE: frozenset({_S.LANG, _S.DYING, _S.GONE}),
     _S.LANG: frozenset({_S.USER, _S.BARE, _S.DYING, _S.GONE}),
     _S.USER: frozenset({_S.READY, _S.LANG, _S.DYING, _S.GONE}),

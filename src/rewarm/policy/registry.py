@@ -117,7 +117,7 @@ def parse(text: str) -> PolicySpec:
     takers = [(factory, skip) for menu, skip in ((_BATCHING, 1), (_KEEPALIVE, 0)) if (factory := menu.get(name))]
     if not takers:
         return PolicySpec(name, {key: _value(key, value) for key, value in params.items()})
-    factory, skip = takers[0]  # only `none` is on both menus, and takes nothing on either
+    factory, skip = takers[-1]  # only `none` is on both menus; for batching it takes nothing, and says so when built
     return PolicySpec(name, _fit(spec, factory, skip))
 
 

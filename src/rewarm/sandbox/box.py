@@ -28,6 +28,10 @@ _LOG_BURST_BYTES = 1 << 20  # read per pause from one sandbox; a flood then wait
 _LOG_PAUSE_S = 0.25
 _ORPHAN_GRACE_S = 0.2
 _EOF_GRACE_S = 1.0
+_WROTE_WEIGHTS = (
+    ", most likely because it wrote into its weights, which are mapped read-only: copy what it changes "
+    "(tensor.clone(), array.copy())"
+)
 
 
 def remove_scratch(path: Path) -> None:
@@ -48,6 +52,7 @@ class Box(Source):
         self.pid: int | None = None
         self.status: int | None = None  # wait status once it has ended
         self.since_s = 0.0  # when the present step began
+        self.lead_s = 0.0  # what it took before LOAD that belongs to its User layer
         self.destroyed = False
         self.loading = False  # LOAD was sent and has not been answered
         self.failure: RewarmError | None = None  # what FAILED said
@@ -249,8 +254,9 @@ class Box(Source):
                 return InstanceDied(f"an instance of {name!r} was stopped: {self.fault}")
             if number == signal.SIGKILL:
                 return OutOfMemory(f"an instance of {name!r} was killed (SIGKILL), most likely because memory ran out")
+            hint = _WROTE_WEIGHTS if number == signal.SIGSEGV and self.spec.weights is not None else ""
             return InstanceDied(
-                f"an instance of {name!r} crashed with {signal.Signals(number).name}; see: rewarm logs {name}"
+                f"an instance of {name!r} crashed with {signal.Signals(number).name}{hint}; see: rewarm logs {name}"
             )
         code = os.waitstatus_to_exitcode(self.status)
         return InstanceDied(f"user code of {name!r} ended its process with exit status {code}; see: rewarm logs {name}")

@@ -58,8 +58,11 @@ def find() -> Place:
     return place
 
 
-def locate(own: str, mounts: str) -> Place:
-    """From the texts of `/proc/self/cgroup` and `/proc/self/mountinfo` (proc(5)). Raises OSError."""
+def locate(own: str, mounts: str, controller: str = "memory") -> Place:
+    """From the texts of `/proc/self/cgroup` and `/proc/self/mountinfo` (proc(5)). Raises OSError.
+
+    `controller`: the name that v1 knows it by.
+    """
     paths = {fields[1]: fields[2] for line in own.splitlines() if len(fields := line.split(":", 2)) == 3}
     by_controller = {name: path for names, path in paths.items() for name in names.split(",")}
     unified: tuple[str, str] | None = None
@@ -69,12 +72,12 @@ def locate(own: str, mounts: str) -> Place:
         if len(fields) < 5 or len(kind) < 3:
             continue
         root, point = (text.replace("\\040", " ") for text in fields[3:5])
-        if kind[0] == "cgroup" and "memory" in kind[2].split(",") and "memory" in by_controller:
-            return Place(V1, _below(point, root, by_controller["memory"]))
+        if kind[0] == "cgroup" and controller in kind[2].split(",") and controller in by_controller:
+            return Place(V1, _below(point, root, by_controller[controller]))
         if kind[0] == "cgroup2" and "" in paths:
             unified = (point, root)
     if unified is None:
-        raise OSError("no cgroup file system with a memory controller is mounted")
+        raise OSError(f"no cgroup file system with a {controller} controller is mounted")
     return Place(V2, _below(*unified, paths[""]))
 
 

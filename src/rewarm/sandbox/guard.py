@@ -40,13 +40,16 @@ class GuardedDriver:
         if isinstance(effect, m.RaiseLang | m.DropLang):
             self._carry_out_lang(effect)
             return
+        if isinstance(effect, m.Sleep | m.Forget):
+            self._carry_out_asleep(effect)
+            return
         if isinstance(effect, m.Reject | m.Pin | m.Prefetch):
             raise TypeError(f"{type(effect).__name__} is not for drivers")
         sandbox_id = effect.sandbox_id
         consumed = effect.key if isinstance(effect, m.Fork) and not effect.key.forks else None
         if consumed is not None and self._langs.get(consumed, False):
             del self._langs[consumed]  # used up, whatever becomes of the sandbox
-        if isinstance(effect, m.RaiseBare):
+        if isinstance(effect, m.RaiseBare | m.Restore):
             self._alive[sandbox_id] = True
         elif sandbox_id not in self._alive:
             if consumed is not None:
@@ -69,7 +72,17 @@ class GuardedDriver:
         except Exception:
             log.exception("driver %s failed to end runtime %s", self.name, key)
 
-    def _abandon(self, effect: m.RaiseBare | m.Fork | m.LoadUser | m.Run | m.Destroy, error: Exception) -> None:
+    def _carry_out_asleep(self, effect: m.Sleep | m.Forget) -> None:
+        try:
+            self._inner.carry_out(effect)
+        except Exception as error:
+            log.exception("driver %s failed on %s", self.name, type(effect).__name__)
+            if isinstance(effect, m.Sleep):
+                self.post(m.SleepLost(effect.revision.digest, SandboxFailed(f"no snapshot could be made: {error}")))
+
+    def _abandon(
+        self, effect: m.RaiseBare | m.Restore | m.Fork | m.LoadUser | m.Run | m.Destroy, error: Exception
+    ) -> None:  # fmt: skip
         """The driver does not know what it did: have it release the sandbox, or else report the end ourselves."""
         sandbox_id = effect.sandbox_id
         failure = SandboxFailed(f"the sandbox could not be driven: {error}")
@@ -77,7 +90,7 @@ class GuardedDriver:
         self._failures[sandbox_id] = failure
         try:
             self._inner.carry_out(m.Destroy(sandbox_id, "driver failure"))
-            owed = not isinstance(effect, m.RaiseBare)  # else it may never have heard of the sandbox
+            owed = not isinstance(effect, m.RaiseBare | m.Restore)  # else it may never have heard of the sandbox
         except Exception:
             log.exception("driver %s failed to destroy sandbox %d", self.name, sandbox_id)
             owed = False

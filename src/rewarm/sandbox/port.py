@@ -9,6 +9,11 @@ A driver carries effects out without blocking and reports through its sink, on t
 - Destroy    → Exited without error; nothing but Exited comes for this sandbox any more
 - RaiseLang  → LangRaised                         | LangExited with the reason
 - DropLang   → LangExited
+- Restore    → Raised(READY)                      | Exited; SleepLost before it if the snapshot is at fault
+- Sleep      → Slept                              | SleepLost with the reason
+- Forget     → nothing
+
+The last three are for drivers of micro-VMs only, as are RaiseBare with `vm` and Lang keys with `vm_bytes`.
 
 Exited comes exactly once for each sandbox, after everything it held is released: processes reaped, directory removed,
 descriptors closed. A sandbox that dies by itself is Exited with an error that says how. Effects for a sandbox that is

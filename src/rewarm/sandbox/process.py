@@ -12,18 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import orjson
-
 from rewarm import wire
 from rewarm.clock import Clock, system_clock
-from rewarm.errors import RewarmError, SandboxFailed, from_code
+from rewarm.errors import RewarmError, SandboxFailed
 from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey
-from rewarm.facts.request import Loading
 from rewarm.facts.sandbox import SandboxState
 from rewarm.pump import Pump
 from rewarm.sandbox.box import Box, remove_scratch
 from rewarm.sandbox.cgroup import Cgroups
+from rewarm.sandbox.dialogue import Dialogue
 from rewarm.sandbox.isolation import NONE, Isolation, begin_probe
 from rewarm.sandbox.nodejs import Runtimes
 from rewarm.sandbox.port import Models, Node, Sink
@@ -34,7 +32,6 @@ _SWEEP_AFTER_S = 0.5
 _CLOSE_TIMEOUT_S = 10.0
 _LATE_SWEEPS, _LATE_SWEEP_S = 5, 0.02
 _ALL: Final = Isolation()
-_INTRUDED = "its code wrote to the socket that belongs to the server"
 
 
 class ProcessDriver:
@@ -64,6 +61,7 @@ class ProcessDriver:
 
     def attach(self, sink: Sink) -> None:
         self._sink = sink
+        self._dialogue = Dialogue(sink, self._greet)
         self._loop = asyncio.get_running_loop()
         if self._own_pump:
             self._pump.watched_by(self._loop)
@@ -123,7 +121,7 @@ class ProcessDriver:
         except OSError as error:
             self._give_up(box, SandboxFailed(f"an instance could not be forked: {error}"))
             return
-        box.hand_over(self._frames, self._maybe_gone, self._log)
+        self._hand_over(box)
 
     def _adopt(self, box: Box, key: LangKey) -> None:
         """The same for a runtime that cannot be forked: its process becomes the sandbox's."""
@@ -134,8 +132,11 @@ class ProcessDriver:
             return
         runtime.ended = box.ended
         box.adopt(runtime.channel, runtime.log_fd, runtime.pid, runtime.group)
-        box.hand_over(self._frames, self._maybe_gone, self._log)
+        self._hand_over(box)
         self._sink.post(m.Raised(box.id, SandboxState.LANG, self._clock() - box.since_s))
+
+    def _hand_over(self, box: Box) -> None:
+        box.hand_over(self._dialogue.frames, self._maybe_gone, self._dialogue.log)
 
     def _load_user(self, effect: m.LoadUser) -> None:
         if self._models is None or effect.revision.pack is None:
@@ -152,23 +153,16 @@ class ProcessDriver:
             box.kill()
             return
         box.since_s = self._clock()
-        box.loading = True
         revision = effect.revision
         order = {
             "spec": revision.spec.to_json(), "code_dir": revision.code_dir, "weights_path": revision.weights_path,
             "version": revision.version, "scratch": str(box.scratch),
             "pack": self._models.order(revision) if self._models is not None and revision.pack is not None else None,
         }  # fmt: skip
-        box.send(wire.encode_plain(wire.LOAD, orjson.dumps(order)))
+        self._dialogue.load(box, order)
 
     def _run(self, effect: m.Run) -> None:
-        box = self._boxes[effect.sandbox_id]
-        requests = effect.requests
-        box.batch = requests
-        box.sequence = (box.sequence + 1) & 0xFFFFFFFF
-        items = [request.payload for request in requests]
-        box.expect(wire.reply_bytes_max(len(items)))
-        box.send(wire.encode_run(items, box.sequence, int(box.spec.timeout_s * 1e3)))
+        self._dialogue.run(self._boxes[effect.sandbox_id], effect.requests)
 
     def _destroy(self, effect: m.Destroy) -> None:
         box = self._boxes.get(effect.sandbox_id)
@@ -187,74 +181,17 @@ class ProcessDriver:
         self._sink.post(m.Exited(box.id, error))
         self._signal_closed()
 
-    def _frames(self, box: Box, frames: list[bytes]) -> None:
-        for frame in frames:
-            _, frame_type, flag, count, number, sequence = wire.HEAD.unpack_from(frame)
-            if frame_type == wire.REPLY:
-                self._reply(box, frame, (flag, count), number, sequence)
-            elif frame_type == wire.NOTED and box.batch is not None:
-                self._noted(box, frame[wire.HEAD_BYTES :])
-            elif frame_type == wire.HELLO and box.pid is None:
-                box.pid = number
-                self._reaper.watch(number, box.ended)
-                if box.destroyed:
-                    box.kill()
-                else:
-                    self._sink.post(m.Raised(box.id, SandboxState.LANG, self._clock() - box.since_s))
-            elif box.loading:
-                self._loaded(box, frame_type, frame[wire.HEAD_BYTES :])
-            else:
-                box.stop(_INTRUDED)
-
-    def _loaded(self, box: Box, frame_type: int, body: bytes) -> None:
-        """The answer to LOAD. User code has run by now: what comes is checked, and comes once."""
-        box.loading = False
-        try:
-            report = orjson.loads(body)
-            if frame_type == wire.FAILED:
-                box.failure = from_code(str(report["code"]), str(report["error"]), str(report["error_type"]))
-                return
-            user_s, ready_s = float(report["user_s"]), float(report["ready_s"])
-        except (KeyError, TypeError, ValueError):
-            box.stop(_INTRUDED)
-            return
-        if not box.destroyed:
-            self._sink.post(m.Raised(box.id, SandboxState.USER, user_s))
-            self._sink.post(m.Raised(box.id, SandboxState.READY, ready_s))
-
-    def _reply(self, box: Box, frame: bytes, shape: tuple[int, int], run_us: int, sequence: int) -> None:
-        flag, count = shape
-        requests = box.batch
-        if requests is None or sequence != box.sequence or count != len(requests):
-            box.stop(_INTRUDED)
-            return
-        try:
-            answers = wire.decode_reply(frame, count, flag)
-        except wire.WireError:
-            box.stop(_INTRUDED)
-            return
-        box.batch = None
-        box.expect(wire.CONTROL_BYTES_MAX)
-        if not box.destroyed:  # else the core has answered them already
-            if requests[0].log_tail:
-                box.drain_log()  # now: the lines of the next run, which RunDone begins, are another caller's
-            self._sink.post(m.RunDone(box.id, run_us * 1e-6))  # first: the instance works while we answer
-            self._sink.answer(requests, answers, run_us)
-
-    def _noted(self, box: Box, body: bytes) -> None:
-        """How the weights of its first batch were loaded: for the callers, and for whoever counts."""
-        try:
-            said = orjson.loads(body)
-            compute_s = tuple(float(seconds) for seconds in said.pop("compute_s", ()))
-            loaded = Loading({str(name): float(value) for name, value in said.items()}, compute_s)
-        except (AttributeError, TypeError, ValueError):
-            box.stop(_INTRUDED)
-            return
-        for request in box.batch or ():
-            request.loaded = loaded
-
-    def _log(self, box: Box, chunk: bytes) -> None:
-        self._sink.log(box.spec.name, box.id, chunk)
+    def _greet(self, box: Box, frame_type: int, number: int) -> bool:
+        """HELLO: it was forked, and this is its pid."""
+        if frame_type != wire.HELLO or box.pid is not None:
+            return False
+        box.pid = number
+        self._reaper.watch(number, box.ended)
+        if box.destroyed:
+            box.kill()
+        else:
+            self._sink.post(m.Raised(box.id, SandboxState.LANG, self._clock() - box.since_s))
+        return True
 
     def _maybe_gone(self, box: Box) -> None:
         """Something about its end became known; act when everything is."""

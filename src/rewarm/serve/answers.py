@@ -63,10 +63,11 @@ def timing(call: Call, run_us: int, size: int) -> bytes:
     )
 
 
-#: What a worker reports of its weights (worker.weights.Weights.report), as the header says it.
+#: What a worker reports of its weights (worker.weights.Weights.report), and what was read ahead, as the header says it.
 _LOADED = {
     "ttfi_ms": "ttfi-ms=%.1f", "predicted_ms": "predicted-ms=%.1f", "bubble_ms": "bubble-ms=%.1f",
     "read_bytes": "read-bytes=%d", "pinned_bytes": "pinned-bytes=%d", "bandwidth_mb_s": "bandwidth-mb-s=%.1f",
+    "ahead_bytes": "ahead-bytes=%d",
 }  # fmt: skip
 
 

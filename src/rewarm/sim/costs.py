@@ -15,7 +15,12 @@
     startup_s = { median = 0.8, sigma = 0.8 }   # a number, or lognormal: one draw per function
     resident_mb = 55            # where the trace does not say
 
-What a file leaves out is taken from the defaults, except that its `lang` tables replace all of theirs. MB is 2^20.
+    [asleep]                    # functions sleep on disk, each in a snapshot that is there from the start
+    restore_s = 0.15            # to wake an instance from it, all layers at once
+    disk_mb = 240
+
+What a file leaves out is taken from the defaults, except that its `lang` tables replace all of theirs, and that without
+`asleep` nothing sleeps. MB is 2^20.
 """
 
 from __future__ import annotations
@@ -65,6 +70,12 @@ class UserCosts:
 
 
 @dataclass(frozen=True, slots=True)
+class AsleepCosts:
+    restore_s: float
+    disk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class FunctionCosts:
     """What one function turned out to cost."""
 
@@ -81,6 +92,7 @@ class Costs:
     bare_bytes: int
     langs: Mapping[str, LangCosts]
     user: Mapping[str, UserCosts]
+    asleep: AsleepCosts | None = None
 
     def of(self, function: str, memory_bytes: int | None, seed: int) -> FunctionCosts:
         """The costs of one function: the same for a name and a seed, whatever else the trace holds."""
@@ -109,6 +121,18 @@ class Costs:
             return self.langs[key.packages[0]]
         return next(lang for lang in self.langs.values() if not lang.forks)
 
+    def cold_s(self, function: FunctionCosts) -> float:
+        """What a start with nothing but the runtime takes: what a snapshot is there to save."""
+        return self.bare_s + self.langs[function.runtime].fork_s + function.user_s
+
+    def making_s(self, function: FunctionCosts) -> float:
+        """What it takes to make a snapshot: one instance from nothing, one layer after the other."""
+        return self.cold_s(function) + self.langs[function.runtime].startup_s
+
+    def whole_bytes(self, function: FunctionCosts) -> int:
+        """An instance with all its layers, none of them shared."""
+        return self.bare_bytes + self.langs[function.runtime].resident_bytes + function.user_bytes
+
     def _runtime(self, uniform: float) -> str:
         left = uniform * sum(lang.share for lang in self.langs.values())
         for runtime, lang in self.langs.items():
@@ -132,6 +156,7 @@ DEFAULTS = Costs(
 
 _LANG_KEYS = ("share", "startup_s", "resident_mb", "fork_s", "forks")
 _COST_KEYS = ("startup_s", "resident_mb")
+_ASLEEP_KEYS = ("restore_s", "disk_mb")
 
 
 def read(path: Path) -> Costs:
@@ -143,7 +168,7 @@ def read(path: Path) -> Costs:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadDefinition(f"{path}: not TOML: {error}") from None
     reader = _Reader(path)
-    reader.only(said, "", ("bare", "lang", "user"), what="layer")
+    reader.only(said, "", ("bare", "lang", "user", "asleep"), what="layer")
     costs = DEFAULTS
     if "bare" in said:
         bare = reader.table(said["bare"], "bare", _COST_KEYS)
@@ -156,6 +181,8 @@ def read(path: Path) -> Costs:
         costs = replace(costs, langs=reader.langs(said["lang"]))
     if "user" in said:
         costs = replace(costs, user=reader.user(said["user"], costs.langs))
+    if "asleep" in said:
+        costs = replace(costs, asleep=reader.asleep(said["asleep"]))
     return costs
 
 
@@ -237,6 +264,13 @@ class _Reader:
                 where = f"user.{runtime}"
                 users[runtime] = self.user_costs(self.table(table[runtime], where, _COST_KEYS), where, common)
         return users
+
+    def asleep(self, value: Any) -> AsleepCosts:
+        table = self.table(value, "asleep", _ASLEEP_KEYS)
+        restore_s, disk_mb = (self.number(table, "asleep", key) for key in _ASLEEP_KEYS)
+        if restore_s <= 0:
+            raise self.bad("asleep.restore_s must be more than 0: a start that takes no time is not one")
+        return AsleepCosts(restore_s, round(disk_mb * MB))
 
     def user_costs(self, table: Mapping[str, Any], where: str, common: UserCosts) -> UserCosts:
         startup_s = self.draw(table, where, "startup_s", common.startup_s)

@@ -4,8 +4,8 @@ At one moment, arrivals come first, then what was under way (runs that end, laye
 call that comes the moment a window ends still finds the layer.
 
 An instance holds the bytes of its User layer and of its Bare. A zygote is held once, for all that were forked from it;
-a runtime that does not fork goes into its instance with its bytes. What is idle, used and wasted is for `core.meter` to
-say.
+a runtime that does not fork goes into its instance with its bytes. What wakes from a snapshot shares nothing and holds
+the bytes of all its layers. What is idle, used and wasted is for `core.meter` to say.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey, Revision
 from rewarm.facts.request import Request
 from rewarm.facts.sandbox import SandboxState, StartKind
+from rewarm.facts.snapshot import SnapshotFacts
 from rewarm.policy.keepalive.base import KeepalivePolicy
 from rewarm.sim.costs import Costs
 from rewarm.sim.tally import FunctionTally, Tally
@@ -74,14 +75,16 @@ class Machine:
         self._functions: dict[str, FunctionTally] = {}
         self._boxes: dict[int, _Box] = {}
         self._langs: dict[LangKey, int] = {}  # those that live or rise; sequence of the event that they are up
+        self._making: dict[str, int] = {}  # snapshots, by digest; sequence of the event that they are there
+        self._slept_s: dict[str, float] = {}  # those that are there, and since when
         self._heap: list[tuple[float, int, m.Event]] = []
         self._sequence = 0
         self._ticked_s = -INF
         self._ticks = 0
         self._carriers: dict[type, Callable[[Any, float, list[m.Effect]], None]] = {
             m.Reject: self._reject, m.RaiseBare: self._raise_bare, m.RaiseLang: self._raise_lang, m.Fork: self._fork,
-            m.LoadUser: self._load_user, m.Destroy: self._destroy, m.DropLang: self._drop_lang, m.Pin: self._pin,
-            m.Prefetch: self._prefetch,
+            m.LoadUser: self._load_user, m.Restore: self._restore, m.Sleep: self._sleep, m.Forget: self._forget,
+            m.Destroy: self._destroy, m.DropLang: self._drop_lang, m.Pin: self._pin, m.Prefetch: self._prefetch,
         }  # fmt: skip
 
     def run(self, progress: Callable[[int], None]) -> Tally:
@@ -111,7 +114,7 @@ class Machine:
         """The functions that the trace has come to know. Raises BadDefinition as `run` does."""
         for traced in self._trace.functions[len(self._names) :]:
             costs = self._costs.of(traced.name, traced.memory_bytes, self._seed)
-            need_bytes = self._costs.bare_bytes + self._costs.langs[costs.runtime].resident_bytes + costs.user_bytes
+            need_bytes = self._costs.whole_bytes(costs)
             if need_bytes > self._budget_bytes:
                 raise BadDefinition(
                     f"an instance of {traced.name!r} holds {need_bytes / MB:.0f} MB with its layers, and the memory "
@@ -122,6 +125,8 @@ class Machine:
             tally = self._functions[traced.name] = FunctionTally(traced.name, costs)
             self.tally.functions.append(tally)
             self.tell(m.Deployed(Revision(spec, traced.name, 1, "")), now)
+            if self._costs.asleep is not None:
+                self.carry(self._slept(traced.name, now), now)
 
     def tell(self, event: m.Event, now: float) -> None:
         """Give the core one event and carry out what it decides."""
@@ -172,6 +177,8 @@ class Machine:
         self.advance(end_s)
         self.meter.close(end_s)
         self.tally.read(self.meter)
+        for name in list(self._slept_s):
+            self._woken(name, end_s)
         while self.tally.waiting:
             next_s = self.next_s()
             if next_s > end_s + _DRAIN_S:
@@ -195,6 +202,12 @@ class Machine:
             return self._note(event, now)
         if kind is m.Raised:
             return self._raised(event, now)  # type: ignore[arg-type]
+        if kind is m.Slept:
+            digest: str = event.digest  # type: ignore[union-attr]
+            if self._making.get(digest) != sequence:
+                return []
+            del self._making[digest]
+            return self._slept(digest, now)
         assert kind is m.LangRaised
         key: LangKey = event.key  # type: ignore[union-attr,assignment]
         if self._langs.get(key) != sequence:
@@ -213,6 +226,10 @@ class Machine:
             out = self._note(event, now)
             if sandbox_id in self.node.pool.bares.layers:
                 self._measure(sandbox_id, box.held_bytes, now, out)
+            return out
+        if state is State.READY:
+            out = self._note(event, now)
+            self._measure(sandbox_id, box.held_bytes, now, out)
             return out
         out = self.node.handle(event, now)
         if state is State.USER:
@@ -289,6 +306,41 @@ class Machine:
         box.held_bytes += function.costs.user_bytes
         user_s = function.costs.user_s
         self._later(user_s, m.Raised(effect.sandbox_id, State.USER, user_s), now, out)
+
+    def _restore(self, effect: m.Restore, now: float, out: list[m.Effect]) -> None:
+        self.meter.effect(effect, now)
+        assert self._costs.asleep is not None
+        restore_s, function = self._costs.asleep.restore_s, self._functions[effect.revision.name]
+        box = self._boxes[effect.sandbox_id] = _Box(self._costs.whole_bytes(function.costs))
+        box.function = function
+        self._later(restore_s, m.Raised(effect.sandbox_id, State.READY, restore_s), now, out)
+
+    def _sleep(self, effect: m.Sleep, now: float, out: list[m.Effect]) -> None:
+        digest = effect.revision.digest
+        self._making[digest] = self._sequence + 1
+        making_s = self._costs.making_s(self._functions[digest].costs)
+        self._later(making_s, m.Slept(digest, self._facts(digest)), now, out)
+
+    def _forget(self, effect: m.Forget, now: float, out: list[m.Effect]) -> None:
+        self._making.pop(effect.revision.digest, None)
+        self._woken(effect.revision.digest, now)
+
+    def _facts(self, digest: str) -> SnapshotFacts:
+        """A function's snapshot goes by the function's name."""
+        asleep = self._costs.asleep
+        assert asleep is not None
+        cold_s = self._costs.cold_s(self._functions[digest].costs)
+        return SnapshotFacts(digest, asleep.disk_bytes, asleep.restore_s, cold_s)
+
+    def _slept(self, digest: str, now: float) -> list[m.Effect]:
+        self._slept_s[digest] = now
+        return self.node.handle(m.Slept(digest, self._facts(digest)), now)
+
+    def _woken(self, digest: str, now: float) -> None:
+        """It is not on disk any more, or nobody looks any longer."""
+        since_s = self._slept_s.pop(digest, None)
+        if since_s is not None and self._costs.asleep is not None:
+            self.tally.disk_byte_s += self._costs.asleep.disk_bytes * (now - since_s)
 
     def _destroy(self, effect: m.Destroy, now: float, out: list[m.Effect]) -> None:
         self.meter.effect(effect, now)

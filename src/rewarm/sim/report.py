@@ -18,10 +18,11 @@ _GB_H = float(1 << 30) * 3600.0
 class Report:
     """One policy over one trace.
 
-    Shares are percent of the calls that ran: `cold` found nothing, `bare` a layer on its way up, `lang` its runtime,
-    `user` needed no start. Start-up and waiting seconds are over all calls that ran, zeros among them; waiting is the
-    time in the queue that was not start-up. The 75th percentiles over functions weigh each function alike (Shahrad et
-    al., ATC'20): of its share of `cold` calls, and of calls with a start of any kind. GB are 2^30 bytes.
+    Shares are percent of the calls that ran: `cold` found nothing, `restored` a snapshot on disk, `bare` a layer on its
+    way up, `lang` its runtime, `user` needed no start. Start-up and waiting seconds are over all calls that ran, zeros
+    among them; waiting is the time in the queue that was not start-up. The 75th percentiles over functions weigh each
+    function alike (Shahrad et al., ATC'20): of its share of `cold` calls, and of calls with a start of any kind. Idle,
+    used and wasted are memory; `disk_gb_h` is what snapshots took on disk. GB are 2^30 bytes.
     """
 
     policy: PolicySpec
@@ -31,6 +32,7 @@ class Report:
     cold_pct: float
     bare_pct: float
     lang_pct: float
+    restored_pct: float
     user_pct: float
     startup_s_mean: float
     startup_s_p50: float
@@ -41,6 +43,7 @@ class Report:
     used_gb_h: float
     wasted_gb_h: float
     idle_gb_h_by_layer: Mapping[str, float]
+    disk_gb_h: float
     evictions: int
     cold_pct_p75_function: float
     start_pct_p75_function: float
@@ -89,6 +92,7 @@ def report(policy: PolicySpec, tally: Tally, wall_s: float) -> Report:
         cold_pct=pct.get(StartKind.COLD, 0.0),
         bare_pct=pct.get(StartKind.BARE, 0.0),
         lang_pct=pct.get(StartKind.LANG, 0.0),
+        restored_pct=pct.get(StartKind.RESTORED, 0.0),
         user_pct=100.0 * (ran - started) / ran if ran else 0.0,
         startup_s_mean=tally.startup_s.mean,
         startup_s_p50=tally.startup_s.quantile(0.50),
@@ -101,6 +105,7 @@ def report(policy: PolicySpec, tally: Tally, wall_s: float) -> Report:
         idle_gb_h_by_layer={
             layer.name.lower(): (tally.used[layer] + tally.wasted[layer]) / _GB_H for layer in layers
         },
+        disk_gb_h=tally.disk_byte_s / _GB_H,
         evictions=tally.evictions,
         cold_pct_p75_function=_p75([100.0 * function.cold / function.calls for function in called]),
         start_pct_p75_function=_p75([100.0 * function.started / function.calls for function in called]),

@@ -52,6 +52,7 @@ class Tally:
         self.used = dict.fromkeys(Layer, 0.0)
         self.wasted = dict.fromkeys(Layer, 0.0)
         self.rejected: Counter[str] = Counter()
+        self.disk_byte_s = 0.0  # what snapshots took on disk, used or not
         self.evictions = 0
         self.arrived = 0
         self.started = 0

@@ -8,9 +8,12 @@
     packs/<key>/                     weights in execution order, as an index into tensors, read-only
     tensors/<sha256>.safetensors     what packs refer to, content-addressed, read-only; also .data, of graphs
     profiles/<function>/             measured run times
+    snapshots/<name>/                sleeping micro-VMs, read-only (see store.snapshots)
+    microvm/                         guests, images of drives, what was found out about this machine
     tmp/  run/                       of this process only; emptied when the home is opened
 
-Everything in artifacts, weights, packs and tensors came there by one rename out of tmp, so it is whole or absent.
+Everything in artifacts, weights, packs, tensors and snapshots came there by one rename out of tmp, so it is whole or
+absent.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from rewarm.store.disk import Disk, disk_errors
 FORMAT = 1
 
 #: What may lie in a directory that is not a home yet: an interrupted first start, or the root of a fresh volume.
-_HARMLESS = {"lock", "home.json.new", "lost+found"}
+#: And a guest: `rewarm microvm build` needs no server.
+_HARMLESS = {"lock", "home.json.new", "lost+found", "microvm"}
 
 
 class Home:
@@ -43,6 +47,7 @@ class Home:
         self.packs_dir = path / "packs"
         self.tensors_dir = path / "tensors"
         self.profiles_dir = path / "profiles"
+        self.snapshots_dir = path / "snapshots"
         self.tmp_dir = path / "tmp"
         self.run_dir = path / "run"
 
@@ -63,7 +68,7 @@ class Home:
                 home._check_format(disk)
                 # Only now: tmp and run of a directory that is not ours, or of a server that lives, must not be touched.
                 kept = (home.artifacts_dir, home.weights_dir, home.packs_dir, home.tensors_dir, home.profiles_dir)
-                for folder in (*kept, home.tmp_dir, home.run_dir):
+                for folder in (*kept, home.snapshots_dir, home.tmp_dir, home.run_dir):
                     folder.mkdir(mode=0o700, exist_ok=True)
                 for stale in (*home.tmp_dir.iterdir(), *home.run_dir.iterdir()):
                     disk.remove_tree(stale)

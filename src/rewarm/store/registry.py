@@ -108,6 +108,15 @@ class Registry:
             self._db.execute("INSERT INTO revisions VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         return self._revision(row), False
 
+    def version_for(self, name: str, digest: str) -> int:
+        """The version that `put` would give to this."""
+        with _sqlite_errors(self._home):
+            found = self._db.execute("SELECT last_version FROM functions WHERE name = ?", (name,)).fetchone()
+            current = self._current_row(name)
+        if current is not None and current[2] == digest:
+            return int(current[1])
+        return (found[0] if found else 0) + 1
+
     def get(self, name: str) -> Revision:
         """The current revision. Raises NotFound."""
         with _sqlite_errors(self._home):

@@ -21,6 +21,7 @@ from rewarm.store.disk import Disk, disk_errors
 from rewarm.store.home import Home
 from rewarm.store.profiles import Profiles, digest_of, measured_digest
 from rewarm.store.registry import Broken, Connect, Registry, canonical, connect
+from rewarm.store.snapshots import Snapshots
 from rewarm.store.verified import Verified, identity
 from rewarm.weights.format import Pack, verify
 from rewarm.weights.writer import Known
@@ -36,6 +37,16 @@ class ToPack(NamedTuple):
     key: str
 
 
+class Candidate(NamedTuple):
+    """What is about to become a function's revision, where it lies now."""
+
+    spec: FunctionSpec
+    digest: str
+    version: int
+    code_dir: Path
+    weights: Path | None
+
+
 class Store:
     """An open home with its registry. Every method may be called from any thread.
 
@@ -47,6 +58,7 @@ class Store:
         self.home = home
         self.profiles = Profiles(home, disk)
         self.verified = Verified(home, disk)
+        self.snapshots = Snapshots(home, disk)
         self._registry = registry
         self._disk = disk
         self._wall_clock = wall_clock
@@ -90,12 +102,13 @@ class Store:
 
     def deploy(
         self, staged_dir: Path, spec: FunctionSpec, admit: Callable[[Profile | None], object] = lambda _: None,
-        pack: Callable[[ToPack], object] = lambda _: None,
+        pack: Callable[[ToPack], object] = lambda _: None, prove: Callable[[Candidate], object] = lambda _: None,
     ) -> tuple[Revision, bool]:  # fmt: skip
         """Makes the staged code what the function's name means → (revision, unchanged).
 
         `admit` is told the profile that holds for it, before the name changes its meaning; what it raises is raised.
-        So is what `pack` raises, which is called after it, if there are weights, to publish their pack.
+        So is what `pack` raises, which is called after it, if there are weights, to publish their pack; and what
+        `prove` raises, the last to be asked.
 
         `staged_dir` comes from `stage` and is gone afterwards, whatever happens. When this returns, the revision is
         durable; when it raises, the name means what it meant before. (One exception: if the disk fails in the very
@@ -121,11 +134,15 @@ class Store:
                     key = packs.pack_key(spec, code_sha, weights.sha256)
                     self._packing.append(key)
                     pack(ToPack(spec, staged_dir, weights_dir / weights.file, weights.sha256, key))
+                digest = revision_digest(spec, code_sha, weights_sha)
+                with self._lock:
+                    version = self._registry.version_for(spec.name, digest)
+                weights_path = weights_dir / weights.file if weights is not None and weights_dir is not None else None
+                prove(Candidate(spec, digest, version, staged_dir, weights_path))
                 with self._lock:
                     if weights is not None and weights_dir is not None:
                         place_weights(self.home, weights_dir, weights, self._disk)
                     place(self.home, staged_dir, code_sha, self._disk)
-                    digest = revision_digest(spec, code_sha, weights_sha)
                     return self._registry.put(spec, digest, code_sha, weights, self._wall_clock())
         finally:
             if key is not None:

@@ -7,10 +7,13 @@ from rewarm.testing.hosts import Host, Listening, LiveHost, Setting, SimulatedHo
 from rewarm.testing.policies import check_batching_policy, check_keepalive_policy, check_policy
 from rewarm.testing.record import Record
 from rewarm.testing.sandboxes import check_sandbox_driver
+from rewarm.testing.sleeping import SLEEP_CHECKS, VM_CHECKS
 from rewarm.testing.stage import held_by_process
 from rewarm.testing.world import World
 
 __all__ = [
+    "SLEEP_CHECKS",
+    "VM_CHECKS",
     "FakeDriver",
     "Host",
     "Listening",

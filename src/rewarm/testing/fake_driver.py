@@ -17,6 +17,7 @@ from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey, Revision
 from rewarm.facts.request import Request
 from rewarm.facts.sandbox import SandboxState
+from rewarm.facts.snapshot import SnapshotFacts
 from rewarm.sandbox.port import Node, Sink
 
 State = SandboxState
@@ -51,12 +52,14 @@ class Seconds:
     run: float = 0.004  # a batch of any size
     row: float = 0.001  # and this for each request in it
     exit: float = 0.002
+    restore: float = 0.02  # of an instance from its snapshot
+    sleep: float = 1.0  # to make that
 
 
 class _Box:
     """One sandbox: how far it got and what it is busy with."""
 
-    def __init__(self, effect: m.RaiseBare) -> None:
+    def __init__(self, effect: m.RaiseBare | m.Restore) -> None:
         self.id = effect.sandbox_id
         self.name = "nobody"  # until Fork says whose it is
         self.state = State.ABSENT
@@ -77,8 +80,9 @@ class _Zygote:
 class FakeDriver:
     """A SandboxDriver whose user code is `behave` and whose time is `schedule`'s.
 
-    `starts` says why a revision's code does not come up (None: it does), `langs` the same of a zygote. The effect
-    number `fail_at` (from 1, counted in `carried_out`) fails as a machine in trouble does.
+    `starts` says why a revision's code does not come up (None: it does), `langs` the same of a zygote, `sleeps` why no
+    snapshot of it can be made and `restores` why an instance is lost while it wakes, though the snapshot is whole. The
+    effect number `fail_at` (from 1, counted in `carried_out`) fails as a machine in trouble does.
     """
 
     name = "fake"
@@ -91,18 +95,26 @@ class FakeDriver:
         *,
         starts: Callable[[Revision], RewarmError | None] = lambda revision: None,
         langs: Callable[[LangKey], RewarmError | None] = lambda key: None,
+        sleeps: Callable[[Revision], RewarmError | None] = lambda revision: None,
+        restores: Callable[[Revision], RewarmError | None] = lambda revision: None,
         fail_at: int | None = None,
     ) -> None:
         self.seconds = seconds if seconds is not None else Seconds()
         self.behave = behave
         self.starts = starts
         self.langs = langs
+        self.sleeps = sleeps
+        self.restores = restores
         self.fail_at = fail_at
         self.carried_out = 0
+        self.disk: dict[str, int] = {}  # bytes of the snapshot of each revision that has one, by its digest
+        self.damaged: set[str] = set()  # those of them that are found to be when they are read
+        self.disk_bytes = 64 << 20  # of each that is made
         self.ran: list[Request] = []  # every request that user code has seen, in order
         self._schedule = schedule
         self._boxes: dict[int, _Box] = {}
         self._zygotes: dict[LangKey, _Zygote] = {}
+        self._making: dict[str, object] = {}  # by digest; which of several orders it is
         self._ids: set[int] = set()
 
     def attach(self, sink: Sink) -> None:
@@ -121,6 +133,7 @@ class FakeDriver:
         return {*self._boxes, *self._zygotes}
 
     async def close(self) -> None:
+        self._making.clear()  # what is half made is nothing; what is whole stays on disk
         for box in list(self._boxes.values()):
             self._exited(box, None)
         for zygote in list(self._zygotes.values()):
@@ -147,6 +160,12 @@ class FakeDriver:
             self._drop_lang(effect)
         elif isinstance(effect, m.RaiseBare):
             self._raise_bare(effect, fails)
+        elif isinstance(effect, m.Restore):
+            self._restore(effect, fails)
+        elif isinstance(effect, m.Sleep):
+            self._sleep(effect.revision, fails)
+        elif isinstance(effect, m.Forget):
+            self._forget(effect.revision.digest)
         elif isinstance(effect, m.Reject | m.Pin | m.Prefetch):
             raise TypeError(f"{type(effect).__name__} is not for drivers")
         else:
@@ -237,6 +256,61 @@ class FakeDriver:
         box.destroyed = True
         self._later(self.seconds.exit, lambda: self._exited(box, None))
 
+    # ------------------------------------------------------------ snapshots
+
+    def _restore(self, effect: m.Restore, fails: bool) -> None:
+        assert effect.sandbox_id not in self._ids, f"{effect} uses an id twice"
+        self._ids.add(effect.sandbox_id)
+        digest = effect.revision.digest
+        box = self._boxes[effect.sandbox_id] = _Box(effect)
+        box.name, box.key = effect.revision.name, effect.revision.spec.lang_key
+        error = _broken() if fails else self.restores(effect.revision)
+        if digest not in self.disk or digest in self.damaged:
+            error = SandboxFailed(f"the snapshot of {box.name!r} is damaged")
+            self._after(box, self.seconds.restore, lambda: self._lose(box, digest, error))
+        elif error is not None:
+            self._after(box, self.seconds.restore, lambda: self._exited(box, error))
+        else:
+            self._climb(box, State.ABSENT, State.READY, self.seconds.restore)
+
+    def _lose(self, box: _Box, digest: str, error: RewarmError) -> None:
+        self._forget(digest)
+        self._sink.post(m.SleepLost(digest, error))
+        self._exited(box, error)
+
+    def _sleep(self, revision: Revision, fails: bool) -> None:
+        digest = revision.digest
+        if digest in self.disk and digest not in self.damaged:
+            self._slept(digest)
+            return
+        order = self._making[digest] = object()
+        error = _broken() if fails else self.sleeps(revision) or self.starts(revision)
+
+        def made() -> None:
+            if self._making.get(digest) is not order:
+                return  # it was told to forget it meanwhile
+            del self._making[digest]
+            if error is not None:
+                self._sink.post(m.SleepLost(digest, error))
+                return
+            self.disk[digest] = self.disk_bytes
+            self.damaged.discard(digest)
+            self._slept(digest)
+
+        self._later(self.seconds.sleep, made)
+
+    def _slept(self, digest: str) -> None:
+        cold_s = self.seconds.fork + self.seconds.user + self.seconds.ready
+        restore_s = self.seconds.restore
+        if not cold_s < math.inf or not restore_s < math.inf:  # a driver reports what it measured
+            cold_s, restore_s = 1.0, 0.02
+        self._sink.post(m.Slept(digest, SnapshotFacts(digest, self.disk[digest], restore_s, cold_s)))
+
+    def _forget(self, digest: str) -> None:
+        self._making.pop(digest, None)
+        self.disk.pop(digest, None)
+        self.damaged.discard(digest)
+
     # ------------------------------------------------------------ zygotes
 
     def _raise_lang(self, effect: m.RaiseLang, fails: bool) -> None:
@@ -244,6 +318,7 @@ class FakeDriver:
         former = self._zygotes.get(key)
         assert former is None or former.dropped, f"RaiseLang of {key}, which is there"
         assert key.forks or effect.parent is None, f"{effect}: nothing is forked for this runtime"
+        assert not key.vm_bytes or effect.parent is None, f"{effect}: a guest is no other's ancestor"
         parent = self._zygotes.get(effect.parent) if effect.parent is not None else None
         forked = parent is not None and parent.alive
         zygote = self._zygotes[key] = _Zygote(key, effect.parent if forked else None)

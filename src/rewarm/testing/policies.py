@@ -18,7 +18,16 @@ from rewarm.facts.function import FunctionSpec, LangKey
 from rewarm.facts.request import Request
 from rewarm.facts.sandbox import Layer
 from rewarm.policy.batching.base import BatchingPolicy, Decision, Dispatch, Pick, Wait
-from rewarm.policy.keepalive.base import Drop, Keep, KeepalivePolicy, LayerView, Prewarm, WatchesEnds, WatchesRuns
+from rewarm.policy.keepalive.base import (
+    Drop,
+    Keep,
+    KeepalivePolicy,
+    LayerView,
+    Prewarm,
+    WatchesDeploys,
+    WatchesEnds,
+    WatchesRuns,
+)
 
 _START_S = 86_400.0  # clocks do not begin at zero
 _ARRIVALS = 400
@@ -126,11 +135,17 @@ def _check_expected(policy: BatchingPolicy) -> None:
         assert expected_s is None or 0 <= expected_s < math.inf, f"expected_run_s({size}) is {expected_s!r}"
 
 
+_WATCHES = {
+    "watches_arrivals": "on_arrival", "watches_runs": "on_run", "watches_ends": "on_gone",
+    "watches_deploys": "on_deployed",
+}  # fmt: skip
+
+
 def check_keepalive_policy(factory: Callable[[], KeepalivePolicy]) -> None:
     """Feeds fresh policies from `factory` seeded arrivals, runs, idle layers and ends, and checks every answer."""
     policy = factory()
     assert isinstance(policy.name, str) and policy.name, "name must be a word"
-    for flag, method in (("watches_arrivals", "on_arrival"), ("watches_runs", "on_run"), ("watches_ends", "on_gone")):
+    for flag, method in _WATCHES.items():
         wants = getattr(policy, flag, flag == "watches_arrivals")
         assert isinstance(wants, bool), f"{flag} must be True or False, not {wants!r}"
         assert not wants or callable(getattr(policy, method, None)), f"{flag} is True, so {method} must be a method"
@@ -143,6 +158,11 @@ def _keepalive_trace(policy: KeepalivePolicy, seed: int) -> Iterator[object]:
     """Some requests of three functions and what became of their layers, never back in time."""
     rng = random.Random(seed)
     now = _START_S
+    if getattr(policy, "watches_deploys", False):
+        for name in "abc":
+            spec = FunctionSpec(name, "handler", "app:f", preload=("json",) * (name == "a"))
+            expected = LayerView(Layer.USER, name, spec.lang_key, 0.1, 32 << 20, now, now, 0)
+            yield _checked_prewarm(cast(WatchesDeploys, policy).on_deployed(expected, now))
     for _ in range(60):
         now += rng.choice((0.0, 0.01, 1.0, 60.0, 3600.0)) * rng.random()
         name = rng.choice("abc")
@@ -167,7 +187,7 @@ def _keepalive_trace(policy: KeepalivePolicy, seed: int) -> Iterator[object]:
 
 
 def _checked_prewarm(prewarm: object) -> object:
-    assert prewarm is None or isinstance(prewarm, Prewarm), f"on_arrival answers Prewarm or None, not {prewarm!r}"
+    assert prewarm is None or isinstance(prewarm, Prewarm), f"expected Prewarm or None, not {prewarm!r}"
     if prewarm is not None:
         assert 0 <= prewarm.after_s < math.inf, f"{prewarm!r} is not a time ahead"
         assert type(prewarm.instances) is int and prewarm.instances >= 1, f"{prewarm!r} asks for no instance"
@@ -198,7 +218,7 @@ def _layer(rng: random.Random, name: str, key: LangKey, now: float) -> LayerView
     layer = rng.choice(list(Layer))
     return LayerView(
         layer=layer,
-        function=name if layer >= Layer.USER else None,
+        function=name if layer >= Layer.USER or layer is Layer.ASLEEP else None,
         key=key,
         startup_s=rng.choice((0.0, 0.001, 0.3, 8.0)),
         resident_bytes=rng.choice((0, 4096, 50 << 20, 2 << 30)),

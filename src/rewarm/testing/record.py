@@ -103,8 +103,10 @@ class Record:
             self._told_to_end(effect.key)
         elif isinstance(effect, m.Destroy):
             self._told_to_end(effect.sandbox_id)
-        elif isinstance(effect, m.Pin | m.Prefetch):
-            pass  # they are about no layer
+        elif isinstance(effect, m.Restore):
+            self._begins(effect.sandbox_id, State.READY)
+        elif isinstance(effect, m.Pin | m.Prefetch | m.Sleep | m.Forget):
+            pass  # they are about no layer that lives
         elif (account := self._accounts.get(effect.sandbox_id)) is not None:  # else the two crossed on the way
             if isinstance(effect, m.Run):
                 account.batch = effect.requests

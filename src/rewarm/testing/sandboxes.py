@@ -24,7 +24,7 @@ from rewarm.facts.request import Request
 from rewarm.facts.sandbox import SandboxState
 from rewarm.sandbox.port import SandboxDriver
 from rewarm.testing.fake_driver import Outcome
-from rewarm.testing.stage import SILENCE_S, Stage
+from rewarm.testing.stage import SILENCE_S, TIMEOUT_S, Stage
 
 State = SandboxState
 
@@ -244,7 +244,7 @@ async def closing_ends_everything(s: Stage) -> None:
     s.run(node, call(do="hangs"))
     node = await s.climb(State.LANG)
     s.driver.carry_out(m.LoadUser(node, s.revision))
-    s.driver.carry_out(m.RaiseLang(LangKey(("decimal",)), None))
+    s.driver.carry_out(m.RaiseLang(LangKey(("decimal",), vm_bytes=s.revision.spec.vm_bytes), None))
 
 
 # ---------------------------------------------------------------- runtimes that do not fork
@@ -351,8 +351,7 @@ SANDBOX_CHECKS: dict[str, Check] = {
         layers_come_in_order, runs_are_answered_in_order, an_exception_is_an_answer, destroy_ends_every_stage,
         destroy_ends_every_step, a_death_has_a_reason, a_failed_start_has_a_reason, zygotes_end_when_told,
         zygotes_are_forked_from_zygotes, a_zygote_on_its_way_outlives_its_parent, instances_outlive_their_zygote,
-        a_fork_without_its_zygote_fails,
-        the_unknown_is_ignored, several_at_once, closing_ends_everything,
+        a_fork_without_its_zygote_fails, the_unknown_is_ignored, several_at_once, closing_ends_everything,
     )
 }  # fmt: skip
 
@@ -369,23 +368,20 @@ CONSUMED_CHECKS: dict[str, Check] = {
 
 
 async def check_sandbox_driver(
-    make_driver: Callable[[], SandboxDriver],
-    revision: Revision,
-    broken: Revision,
-    *,
-    checks: Mapping[str, Check] = SANDBOX_CHECKS,
-    only: str | None = None,
-    held: Callable[[], set[str]] = set,
-) -> None:
+    make_driver: Callable[[], SandboxDriver], revision: Revision, broken: Revision, *,
+    checks: Mapping[str, Check] = SANDBOX_CHECKS, only: str | None = None, held: Callable[[], set[str]] = set,
+    timeout_s: float = TIMEOUT_S, damage: Callable[[SandboxDriver, Revision], None] | None = None,
+) -> None:  # fmt: skip
     """Takes a fresh driver through each of `checks`, or through the one named `only`.
 
-    `held` says what this process holds (see `held_by_process`); after `close()` that is what it was before.
+    `held` says what this process holds (see `held_by_process`); after `close()` that is what it was before. What is
+    waited for may take `timeout_s`; `damage`: see `Stage`.
     """
     for name, check in checks.items():
         if only not in (None, name):
             continue
         before = held()
-        stage = Stage(make_driver(), revision, broken)
+        stage = Stage(make_driver(), revision, broken, timeout_s=timeout_s, damage=damage)
         try:
             await check(stage)
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +29,8 @@ class Recorder:
     What is wrong is kept in `wrong`, not raised: it is called from the midst of the driver.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        self.timeout_s = timeout_s
         self.events: list[m.Event] = []
         self.answers: dict[Request, wire.AnyAnswer] = {}
         self.logged = b""
@@ -64,34 +66,41 @@ class Recorder:
         self.logged += chunk
         self._heard.set()
 
-    def of(self, node: Node) -> list[m.Event]:
-        """What was said about one sandbox or zygote."""
-        return [e for e in self.events if getattr(e, "sandbox_id", getattr(e, "key", None)) == node]
+    def of(self, node: Node | str) -> list[m.Event]:
+        """What was said about one sandbox or zygote, or about the snapshot of a revision, by its digest."""
+        return [e for e in self.events if node in (getattr(e, name, None) for name in ("sandbox_id", "key", "digest"))]
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait until `condition` holds; it is asked after everything that is heard."""
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(self.timeout_s):
             try:
                 while not condition():
                     assert not self.wrong, self.wrong
                     self._heard.clear()
                     await self._heard.wait()
             except asyncio.CancelledError:
-                raise AssertionError(f"{what}: not within {TIMEOUT_S} s; heard {self.events[-5:]}") from None
+                raise AssertionError(f"{what}: not within {self.timeout_s} s; heard {self.events[-5:]}") from None
 
 
 class Stage:
-    """One driver under test, and the shortest words for what is done with it."""
+    """One driver under test, and the shortest words for what is done with it.
 
-    def __init__(self, driver: SandboxDriver, revision: Revision, broken: Revision) -> None:
+    `damage` makes what is on disk of `revision` unusable, behind the driver's back.
+    """
+
+    def __init__(
+        self, driver: SandboxDriver, revision: Revision, broken: Revision, *, timeout_s: float = TIMEOUT_S,
+        damage: Callable[[SandboxDriver, Revision], None] | None = None,
+    ) -> None:  # fmt: skip
         self.driver = GuardedDriver(driver)
         self.revision = revision
         self.broken = broken
-        self.sink = Recorder()
+        self.damage = partial(damage, driver) if damage is not None else None
+        self.sink = Recorder(timeout_s)
         self.driver.attach(self.sink)
         self._last_id = 0
 
-    async def heard(self, kind: type[E], node: Node, count: int = 1) -> E:
+    async def heard(self, kind: type[E], node: Node | str, count: int = 1) -> E:
         def found() -> list[E]:
             return [event for event in self.sink.of(node) if isinstance(event, kind)]
 
@@ -109,9 +118,8 @@ class Stage:
     async def climb(self, to: SandboxState, revision: Revision | None = None) -> int:
         """A new sandbox, as far as `to`. Its zygote must be there unless that is BARE."""
         revision = revision if revision is not None else self.revision
-        self._last_id += 1
-        node = self._last_id
-        self.driver.carry_out(m.RaiseBare(node))
+        node = self.new_id()
+        self.driver.carry_out(m.RaiseBare(node, revision.spec.vm_bytes > 0))
         await self.raised(node, [State.BARE])
         if to is not State.BARE:
             self.driver.carry_out(m.Fork(node, revision.spec.lang_key, revision.spec))
@@ -120,6 +128,10 @@ class Stage:
             self.driver.carry_out(m.LoadUser(node, revision))
             await self.raised(node, [State.BARE, State.LANG, State.USER, State.READY])
         return node
+
+    def new_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
 
     async def raised(self, node: int, states: list[SandboxState]) -> None:
         await self.sink.until(lambda: len(self.sink.of(node)) >= len(states), f"sandbox {node} as {states[-1]}")

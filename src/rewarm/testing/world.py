@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from rewarm.clock import ManualClock
 from rewarm.core.meter import Meter
 from rewarm.core.node import Node
+from rewarm.core.pool import snapshot_of
 from rewarm.core.state import FunctionState
 from rewarm.errors import RewarmError
 from rewarm.facts import messages as m
@@ -54,12 +55,13 @@ class World:
         behave: Behave = lambda request: Outcome.OK,
         pins: Callable[[m.Pin], int] = lambda order: order.size_bytes,
         fail_at: int | None = None,
+        disk_bytes: int | None = None,
         wrap: Callable[[SandboxDriver], SandboxDriver] = lambda driver: driver,
         start_s: float = 0.0,
     ) -> None:
         self.pins = pins
         self.clock = ManualClock(start_s)
-        self.node = Node(budget_bytes, keepalive if keepalive is not None else FixedKeepalive())
+        self.node = Node(budget_bytes, keepalive if keepalive is not None else FixedKeepalive(), disk_bytes)
         self.fake = FakeDriver(self.schedule, seconds, behave, fail_at=fail_at)
         self.driver = wrap(self.fake)
         self._wrapped = self.driver is not self.fake
@@ -215,6 +217,10 @@ class World:
     def langs(self) -> set[LangKey]:
         return set(self.node.pool.langs)
 
+    def asleep(self) -> set[str]:
+        """Names of the functions that have a snapshot on disk, as the core knows it."""
+        return {name for name, fn in self.node.functions.items() if snapshot_of(fn) is not None}
+
     def bares(self) -> set[int]:
         """Those that are nobody's yet."""
         return set(self.node.pool.bares.layers)
@@ -246,3 +252,5 @@ class World:
         if not self._wrapped:
             known = {*pool.sandboxes, *pool.bares.layers, *pool.langs}
             assert known == self.fake.living, "the core and its driver disagree on who lives"
+            slept = {self.node.functions[name].revision.digest for name in self.asleep()}
+            assert slept == set(self.fake.disk), "the core and its driver disagree on what is on disk"

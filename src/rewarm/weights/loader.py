@@ -1,7 +1,8 @@
 """The loader: one thread that brings a pack's layers into memory in execution order, while others compute.
 
 Nothing depends on it but time. Who reads a page before the loader came to it takes a page fault, as with any mapped
-file; so a loader that fails lets everybody pass, and the bytes are what they are.
+file; so a loader that fails lets everybody pass, and the bytes are what they are. Where all of them are in memory
+there is no thread: to map them ahead takes as long as the page faults that it saves.
 """
 
 from __future__ import annotations
@@ -19,33 +20,43 @@ from rewarm.weights.pages import Mapped
 class Stream:
     """Populates the layers of `index` that are not on demand, in order; `mappings` are its data files, mapped.
 
-    The thread starts at once and ends with the last layer. It must not be started in a process that will fork.
+    The thread starts at once and ends with the last layer; there is none if nothing is missing. It must not be started
+    in a process that will fork.
     """
 
     def __init__(self, index: Index, mappings: Sequence[Mapped]) -> None:
-        self._spans = [() if layer.on_demand else index.spans(no) for no, layer in enumerate(index.layers)]
         self._mappings = mappings
         self._progress = threading.Condition()
-        self._loaded = 0  # layers 0 … loaded - 1 are in memory
         self._stopped = False
-        #: By layer, the bytes that were not in memory when the load began: what it has to read.
-        self.missing_bytes = tuple(self._missing())
-        self._since_s = time.perf_counter()
+        self._thread: threading.Thread | None = None
         #: Seconds from the start to the end of the load, so far.
         self.seconds = 0.0
         #: Why the loader gave up, if it did.
         self.error: Exception | None = None
+        #: Whether every byte of the files was in memory at the start.
+        self.whole = all(mapped.is_cached() for mapped in mappings)
+        self._layer_count = len(index.layers)
+        self._loaded = self._layer_count if self.whole else 0  # layers 0 … loaded - 1 are in memory
+        #: By layer, the bytes that were not in memory when the load began: what it has to read.
+        self.missing_bytes: tuple[int, ...] = (0,) * self._layer_count
+        if not self.whole:
+            self._begin(index)
+
+    def _begin(self, index: Index) -> None:
+        self._spans = [() if layer.on_demand else index.spans(no) for no, layer in enumerate(index.layers)]
+        self.missing_bytes = tuple(self._missing())
+        self._since_s = time.perf_counter()
         for no, layer in enumerate(index.layers):
             for span in index.spans(no) if layer.on_demand else ():
                 # Else a page fault reads 8 MiB for a row, which holds up what is streamed.
-                mappings[span.file].expect_rows(span.begin, span.end)
+                self._mappings[span.file].expect_rows(span.begin, span.end)
         self._thread = threading.Thread(target=self._run, name="rewarm-loader", daemon=True)
         self._thread.start()
 
     @property
     def done(self) -> bool:
         """Nothing will be waited for any more."""
-        return self._loaded == len(self._spans)
+        return self._loaded == self._layer_count
 
     @property
     def bytes_read(self) -> int:
@@ -64,35 +75,28 @@ class Stream:
     def close(self) -> None:
         """Stop after the chunk in flight, let all who wait pass, and leave no thread. Harmless a second time."""
         self._stopped = True
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         try:
-            for layer_no in range(len(self._spans)):
+            for layer_no in range(self._layer_count):
                 self._load(layer_no)
                 self._reached(layer_no + 1)
         except Exception as error:  # whoever touches the page meets the same fault, and can say whose it was
             self.error = error
         finally:
-            self._reached(len(self._spans))
+            self._reached(self._layer_count)
 
     def _missing(self) -> Iterator[int]:
         # All before the first read: the kernel reads ahead, so what a layer lacks may be there when its turn comes.
         files = [os.open(mapped.path, os.O_RDONLY | os.O_CLOEXEC) for mapped in self._mappings]
         try:
-            whole = all(self._is_cached(mapped, file) for mapped, file in zip(self._mappings, files, strict=True))
             for spans in self._spans:
-                yield 0 if whole else sum(self._missing_of(span, files[span.file]) for span in spans)
+                yield sum(self._missing_of(span, files[span.file]) for span in spans)
         finally:
             for file in files:
                 os.close(file)
-
-    def _is_cached(self, mapped: Mapped, file: int) -> bool:
-        """All of it: then there is no need to look at each layer."""
-        try:
-            return kernel.cached_bytes(file, 0, mapped.size_bytes) >= mapped.size_bytes
-        except OSError:
-            return False
 
     def _missing_of(self, span: Span, file: int) -> int:
         size_bytes = span.end - span.begin

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from rewarm import kernel
 from rewarm.errors import WeightsCorrupt
 
 PAGE_BYTES = mmap.PAGESIZE
@@ -139,6 +140,17 @@ class Mapped:
         for first, last in self._chunks(begin, end):
             if _libc.madvise(self._address + first, last - first, mmap.MADV_RANDOM) != 0:
                 self._fail("madvise")
+
+    def is_cached(self) -> bool:
+        """Whether all of it is in memory; False also where the kernel does not tell (`kernel.cached_bytes`)."""
+        try:
+            file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return kernel.cached_bytes(file, 0, self.size_bytes) >= self.size_bytes
+            finally:
+                os.close(file)
+        except OSError:
+            return False
 
     def resident_bytes(self, begin: int, end: int) -> int:
         """Bytes of the range's pages that are in memory, whoever put them there: mincore(2). Raises OSError.

@@ -10,6 +10,7 @@ import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,17 +52,24 @@ def _views(entries: Mapping[str, TensorEntry], mappings: Sequence[Mapped]) -> di
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of memory that is not writable: that is the point
         files = [torch.frombuffer(mapped.buffer, dtype=torch.uint8) for mapped in mappings]
-    return {name: _view(entry, files[entry.file]) for name, entry in entries.items()}
+    as_dtype: dict[tuple[int, str], torch.Tensor] = {}
+    return {name: _view(entry, files, as_dtype) for name, entry in entries.items()}
 
 
-def _view(entry: TensorEntry, file: torch.Tensor) -> torch.Tensor:
-    dtype = DTYPES[entry.dtype]
-    if entry.begin == entry.end:
-        return torch.empty(entry.shape, dtype=dtype)
-    part = file[entry.begin : entry.end]
-    if part.data_ptr() % dtype.itemsize:  # only in files of other writers
-        part = part.clone()
-    return part.view(dtype).view(entry.shape)
+def _view(entry: TensorEntry, files: Sequence[torch.Tensor], as_dtype: dict[tuple[int, str], torch.Tensor]) -> Any:
+    """`as_dtype`: whole files as elements of a dtype, each made once: calls of torch are what takes the time here."""
+    code, shape, file, begin, end, _ = entry
+    dtype = DTYPES[code]
+    if begin == end:
+        return torch.empty(shape, dtype=dtype)
+    size_bytes = dtype.itemsize
+    if begin % size_bytes:  # only in files of other writers
+        return files[file][begin:end].clone().view(dtype).view(shape)
+    whole = as_dtype.get((file, code))
+    if whole is None:
+        whole = files[file][: len(files[file]) // size_bytes * size_bytes].view(dtype)
+        as_dtype[file, code] = whole
+    return whole[begin // size_bytes : end // size_bytes].view(shape)
 
 
 def _torch_load(path: Path) -> dict[str, torch.Tensor]:

@@ -10,18 +10,20 @@ from __future__ import annotations
 import gc
 import json
 import os
-import random
 import resource
 import signal
 import socket
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import orjson
 
 from rewarm import kernel, wire
 from rewarm.worker.answers import Outcome
+from rewarm.worker.identity import reseed
+from rewarm.worker.stream import Channel, Stream
 from rewarm.worker.user import UserError, load_user, one_line
 
 if TYPE_CHECKING:
@@ -41,17 +43,32 @@ class Engine(Protocol):
         """The same for bodies of one kind without meta."""
 
 
-def main(data_fd: int, log_fd: int, order: dict[str, Any]) -> None:
+def main(data_fd: int, log_fd: int, order: dict[str, Any]) -> NoReturn:
     """Runs in the forked child; never returns."""
     channel = _settle(data_fd, log_fd, order)
     channel.sendall(wire.encode_plain(wire.HELLO, number=os.getpid()))
-    stream = _Stream(channel)
+    end_with(lambda: _live(channel, str(order["namespaces"])))
+
+
+def _live(channel: socket.socket, namespaces: str) -> int:
+    stream = Stream(channel)
+    frame_type, _, _, _, _, body = stream.frame()
+    if frame_type != wire.LOAD:
+        raise wire.WireError(f"expected LOAD, got frame type {frame_type}")
+    order = json.loads(bytes(body))
+    if namespaces != "none":
+        _shut(str(order["code_dir"]), namespaces)
+    loaded = load(order, channel)
+    if loaded is None:
+        return 1
+    serve(stream, channel, *loaded, _refuse)
+
+
+def end_with(live: Callable[[], int]) -> NoReturn:
+    """Call it and end this process, with the status that it returns or what user code asked for; says why it raised."""
     status = 1
     try:
-        loaded = _load(stream, channel, str(order["namespaces"]))
-        if loaded is not None:
-            _loop(stream, channel, *loaded)
-            status = 0
+        status = live()
     except SystemExit as stop:  # user code called sys.exit(): the process ends, as it asked
         status = stop.code if isinstance(stop.code, int) else 1
     except BaseException:
@@ -92,20 +109,12 @@ def _settle(data_fd: int, log_fd: int, order: dict[str, Any]) -> socket.socket:
     os.environ["TMPDIR"] = os.environ["HOME"] = scratch
     for number in (signal.SIGINT, signal.SIGTERM):  # the zygote ignores them; user code finds the usual
         signal.signal(number, signal.SIG_DFL)
-    random.seed()  # forks of one zygote would otherwise share their random numbers
-    numpy_random = sys.modules.get("numpy.random")  # numpy 2 loads it on first use, and seeds it then
-    if numpy_random is not None:
-        numpy_random.seed(int.from_bytes(os.urandom(4), "little"))
+    reseed()  # forks of one zygote would otherwise share their random numbers
     return socket.socket(fileno=_DATA_FD)
 
 
-def _load(stream: _Stream, channel: socket.socket, namespaces: str) -> tuple[Engine, Weights | None] | None:
-    frame_type, _, _, _, _, body = stream.frame()
-    if frame_type != wire.LOAD:
-        raise wire.WireError(f"expected LOAD, got frame type {frame_type}")
-    order = json.loads(bytes(body))
-    if namespaces != "none":
-        _shut(str(order["code_dir"]), namespaces)
+def load(order: dict[str, Any], channel: Channel) -> tuple[Engine, Weights | None] | None:
+    """Carry out a LOAD order and answer it; None if user code could not be brought up."""
     try:
         engine, timings, weights = load_user(order)
     except UserError as error:
@@ -130,12 +139,21 @@ def _shut(code_dir: str, namespaces: str) -> None:
         print(f"this instance is not isolated: {error}", file=sys.stderr)
 
 
-def _loop(stream: _Stream, channel: socket.socket, engine: Engine, weights: Weights | None) -> None:
+def _refuse(frame_type: int, body: memoryview) -> None:
+    raise wire.WireError(f"expected RUN, got frame type {frame_type}")
+
+
+def serve(
+    stream: Stream, channel: Channel, engine: Engine, weights: Weights | None,
+    other: Callable[[int, memoryview], None],
+) -> NoReturn:  # fmt: skip
+    """Run batches until the server lets go; `other` is given the type and the body of any frame but RUN."""
     silent = 0
     while True:
-        frame_type, flag, count, limit_ms, sequence, _ = stream.frame()
+        frame_type, flag, count, limit_ms, sequence, body = stream.frame()
         if frame_type != wire.RUN:
-            raise wire.WireError(f"expected RUN, got frame type {frame_type}")
+            other(frame_type, body)
+            continue
         try:
             reply = _run(stream.view, flag, count, limit_ms, sequence, engine)
         except Exception as error:  # the engines catch what user code raises: this is our bug, said in the log
@@ -161,43 +179,3 @@ def _run(frame: memoryview, flag: int, count: int, limit_ms: int, sequence: int,
     if outcome.answers is None:
         return wire.encode_uniform_reply(outcome.form, outcome.bodies, sequence, outcome.run_us)
     return wire.encode_reply(outcome.answers, sequence, outcome.run_us)
-
-
-class _Stream:
-    """Reads frames into one buffer that grows to the largest frame seen (bounded by what the server sends)."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
-        self._buffer = bytearray(1 << 16)
-        self._filled = 0
-        self._length = 0
-        self.view = memoryview(self._buffer)
-
-    def frame(self) -> tuple[int, int, int, int, int, memoryview]:
-        """(type, flag, count, number, sequence, body); `view` holds the whole frame until the next call."""
-        self._drop_last()
-        self._fill(wire.HEAD_BYTES)
-        length, frame_type, flag, count, number, sequence = wire.HEAD.unpack_from(self._buffer)
-        if not wire.HEAD_BYTES <= length <= wire.FRAME_BYTES_MAX:
-            raise wire.WireError(f"a frame of {length} bytes")
-        self._fill(length)
-        self._length = length
-        self.view = memoryview(self._buffer)[:length]
-        return frame_type, flag, count, number, sequence, self.view[wire.HEAD_BYTES :]
-
-    def _drop_last(self) -> None:
-        if self._length:
-            rest = self._filled - self._length
-            if rest:
-                self._buffer[:rest] = self._buffer[self._length : self._filled]
-            self._filled, self._length = rest, 0
-
-    def _fill(self, wanted: int) -> None:
-        if len(self._buffer) < wanted:
-            # A new object, not a resize: user code may still hold views of the last batch.
-            self._buffer = self._buffer[: self._filled] + bytearray(wanted - self._filled)
-        while self._filled < wanted:
-            got = self._channel.recv_into(memoryview(self._buffer)[self._filled :])
-            if got == 0:
-                os._exit(0)  # the server let go of us
-            self._filled += got

@@ -8,8 +8,10 @@ parameters, the module is built and loaded in the plain way instead, which is sl
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,6 +39,19 @@ _CASTS = {
 }  # fmt: skip
 
 
+#: Modules of torch's own whose `reset_parameters` does nothing but initialise parameters, and statistics once more.
+_RESETTING: tuple[Any, ...] = (
+    nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU,
+    nn.RNNBase, nn.RNNCellBase, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase,
+)  # fmt: skip
+
+#: That of norms only adds what old files lack.
+_PLAIN_LOADS = (nn.Module._load_from_state_dict, nn.modules.batchnorm._NormBase._load_from_state_dict)
+
+#: What most attributes of modules are.
+_NO_TENSORS = frozenset({bool, int, float, str, type(None), dict, OrderedDict, set, torch.dtype})
+
+
 def load(factory: Callable[..., Any], args: Any, kwargs: Any, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     """The module that `factory(*args, **kwargs)` makes, with the values of `tensors`: eval mode, no gradients.
 
@@ -50,11 +65,14 @@ def load(factory: Callable[..., Any], args: Any, kwargs: Any, tensors: Mapping[s
         module = _made(factory, args, kwargs)
         _check_fit(module, module.state_dict(keep_vars=True), tensors)
         _put(module, dict(tensors), assign=False)
-    return module.requires_grad_(False).eval()
+        module.requires_grad_(False)
+    return module.eval()
 
 
 def assign(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Make the tensors the module's own; tied parameters stay tied. Raises BadDefinition, naming tensors."""
+    if _assign_directly(module, tensors):
+        return
     own = module.state_dict(keep_vars=True)
     _check_fit(module, own, tensors)
     state = dict(tensors)
@@ -76,6 +94,50 @@ def assign(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
                 weight.data = weight.data.clone()
     module.requires_grad_(False)  # of whole numbers there are no gradients
     _put(module, state, assign=True)
+    module.requires_grad_(False)  # whatever hooks made of them
+
+
+def _assign_directly(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> bool:
+    """`assign` in a third of the time, where all names and kinds fit and no part has a way of its own; else False."""
+    parts = _plain_parts(module)
+    if parts is None:
+        return False
+    places: dict[str, tuple[dict[str, Any], str, torch.Tensor]] = {}
+    for prefix, part in parts:
+        kept = part._non_persistent_buffers_set
+        for held in (part._parameters, part._buffers):
+            for key, value in held.items():
+                if value is not None and key not in kept:
+                    places[prefix + key] = (held, key, value)
+    if places.keys() != tensors.keys():
+        return False
+    shared: dict[int, nn.Parameter] = {}
+    for name, (_, _, value) in places.items():
+        tensor = tensors[name]
+        if tensor.dtype != value.dtype or tensor.shape != value.shape:
+            return False
+        if isinstance(value, nn.Parameter):  # of several names of one parameter the last holds
+            shared[id(value)] = nn.Parameter(tensor, requires_grad=False)
+    for name, (owner, key, value) in places.items():
+        owner[key] = shared[id(value)] if id(value) in shared else tensors[name].clone()
+    return True
+
+
+def _plain_parts(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
+    """All parts after the prefix of their names; None if torch's own loading would do anything special with one."""
+    found = [("", module)]
+    for prefix, part in found:  # it grows meanwhile
+        kind = type(part)
+        if kind._load_from_state_dict not in _PLAIN_LOADS or type(part._parameters) is not dict:  # not of TorchScript
+            return None
+        if kind.__setattr__ is not nn.Module.__setattr__ or kind.load_state_dict is not nn.Module.load_state_dict:
+            return None
+        if kind.set_extra_state is not nn.Module.set_extra_state or getattr(part, "max_norm", None) is not None:
+            return None  # the latter scales the rows that it reads, in their place
+        if part._load_state_dict_pre_hooks or part._load_state_dict_post_hooks:
+            return None
+        found += [(f"{prefix}{name}.", child) for name, child in part._modules.items() if child is not None]
+    return found
 
 
 def _put(module: nn.Module, state: dict[str, torch.Tensor], assign: bool) -> None:
@@ -145,7 +207,7 @@ def _without_values(factory: Callable[..., Any], args: Any, kwargs: Any) -> nn.M
     generator.manual_seed(_SEED)
     handle = register_module_parameter_registration_hook(_drop_values)
     try:
-        with _SkipValues():
+        with _no_resets(), _SkipValues():
             module = _made(factory, args, kwargs)
     except BadDefinition:
         raise
@@ -164,21 +226,48 @@ def _without_values(factory: Callable[..., Any], args: Any, kwargs: Any) -> nn.M
 
 def _drop_values(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
     """When a module registers a parameter: the same object, from now on without memory."""
-    if parameter is None or parameter.is_meta:
+    if parameter is None:
         return
-    if type(parameter) is not nn.Parameter:
-        raise TypeError(f"{name} is a {type(parameter).__name__}")
     with torch._C.DisableTorchFunction():
+        if parameter.is_meta:
+            return
+        if type(parameter) is not nn.Parameter:
+            raise TypeError(f"{name} is a {type(parameter).__name__}")
         empty = _shape_only(parameter, parameter.dtype)
         empty = nn.Parameter(empty, requires_grad=parameter.requires_grad)
         torch.utils.swap_tensors(parameter, empty)  # type: ignore[no-untyped-call]
 
 
+@contextlib.contextmanager
+def _no_resets() -> Iterator[None]:
+    """What `_SkipValues` does in any case, one call of torch after the other."""
+    own = [(kind, kind.reset_parameters) for kind in _RESETTING]
+    for kind in _RESETTING:
+        kind.reset_parameters = _reset_nothing
+    try:
+        yield
+    finally:
+        for kind, reset in own:
+            kind.reset_parameters = reset
+
+
+def _reset_nothing(module: nn.Module) -> None:
+    """In place of `reset_parameters`."""
+
+
 class _SkipValues(TorchFunctionMode):
-    """Sees every call of torch, and leaves out what would only set values of tensors that have none."""
+    """Sees every call of torch, and leaves out what would only set values of tensors that have none.
+
+    What the constructors of torch's own modules make by `torch.empty` are parameters, all of it: they get no memory.
+    """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function is torch.empty:
+            caller = sys._getframe(1)
+            if caller.f_code.co_name == "__init__" and caller.f_globals["__name__"].startswith("torch.nn.modules."):
+                kwargs = {**kwargs, "device": "meta"}
+            return function(*args, **kwargs)
         target = args[0] if args else kwargs.get("tensor")
         if isinstance(target, torch.Tensor) and target.is_meta:
             name = getattr(function, "__name__", "")
@@ -209,7 +298,9 @@ def _lacks_values(module: nn.Module) -> bool:
             return True
     held = []
     for part in parts:
-        for value in vars(part).values():  # most are flags and dictionaries of the module's own
+        for value in vars(part).values():
+            if type(value) in _NO_TENSORS:
+                continue
             if isinstance(value, torch.Tensor):
                 held.append(value)
             elif isinstance(value, list | tuple):

@@ -161,7 +161,7 @@ class PackedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         since_s, since_cpu_s = time.perf_counter(), time.thread_time()
         answer = self._answer(method, arguments)
         seconds, cpu_s = time.perf_counter() - since_s, time.thread_time() - since_cpu_s
-        self.passed = Pass(seconds, max(0.0, seconds - cpu_s), _shares(min(cpu_s, seconds), self._pack))
+        self.passed = Pass(seconds, max(0.0, seconds - cpu_s), self._pack.index.shares(min(cpu_s, seconds)))
         return answer
 
     def _answer(self, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -179,15 +179,6 @@ class PackedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         _no_spinning(made)
         self._bind(made)
         return onnxruntime.InferenceSession(str(self._pack.folder / GRAPH_NAME), made, providers=PROVIDERS)
-
-
-def _shares(cpu_s: float, pack: Pack) -> tuple[float, ...]:
-    """Compute of each layer, in proportion to what was measured at deploy, or to its bytes if nothing was."""
-    layers = pack.index.facts().layers
-    weights = [layer.compute_s for layer in layers]
-    if not any(weights):
-        weights = [0.0 if layer.on_demand else float(layer.size_bytes) for layer in layers]
-    return tuple(cpu_s * weight / (sum(weights) or 1.0) for weight in weights)
 
 
 class Swap:

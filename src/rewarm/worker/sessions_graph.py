@@ -17,6 +17,9 @@ TABLE_BYTES, TABLE_ROWS = 1 << 20, 64
 #: Operators that read single rows of some inputs: (domain, operator) → their places.
 _ROW_READERS = {("", "Gather"): (0,), ("com.microsoft", "EmbedLayerNormalization"): (2, 3, 4)}
 
+#: Operators that only move values.
+_MOVERS = {("", "Reshape"), ("", "Transpose")}
+
 
 class Group(NamedTuple):
     """Initialisers that are first read one after another: a layer of the pack, with its seconds of compute."""
@@ -64,7 +67,7 @@ def hoist(main: Any, movable: Callable[[Any], bool]) -> None:
         if not moved:
             continue
         names = {tensor.name: _fresh(tensor.name, taken) for tensor in moved}
-        _rename(graph, names)
+        _rename(graph.node, names)
         for tensor in moved:
             copy = main.initializer.add()
             copy.CopyFrom(tensor)
@@ -72,6 +75,46 @@ def hoist(main: Any, movable: Callable[[Any], bool]) -> None:
         kept = [tensor for tensor in graph.initializer if tensor.name not in names]
         del graph.initializer[:]
         graph.initializer.extend(kept)
+
+
+def merge_equal(main: Any) -> None:
+    """One initialiser of all that are equal, and one node of all that only move the same values in the same way.
+
+    Exporters write a shape for each Reshape, and onnxruntime's optimiser a Reshape for each Gemm: of BERT-base that is
+    half of all initialisers, and an eighth of the time in which a session is made.
+    """
+    told = {value.name for value in (*main.input, *main.output)}
+    values: dict[bytes, str] = {}
+    moves: dict[bytes, str] = {}
+    renamed: dict[str, str] = {}
+    for tensor in main.initializer:
+        if not tensor.external_data and tensor.name not in told:
+            content = type(tensor)()
+            content.CopyFrom(tensor)
+            content.ClearField("name")
+            _merge(content.SerializeToString(deterministic=True), tensor.name, values, renamed)
+    _keep(main.initializer, lambda tensor: tensor.name not in renamed)
+    for node in main.node:
+        _rename([node], renamed)
+        if (node.domain, node.op_type) in _MOVERS and node.output[0] not in told:
+            content = type(node)()
+            content.CopyFrom(node)
+            content.ClearField("name")
+            content.ClearField("output")
+            _merge(content.SerializeToString(deterministic=True), node.output[0], moves, renamed)
+    _keep(main.node, lambda node: node.output[0] not in renamed)
+
+
+def _merge(content: bytes, name: str, first: dict[bytes, str], renamed: dict[str, str]) -> None:
+    former = first.setdefault(content, name)
+    if former != name:
+        renamed[name] = former
+
+
+def _keep(items: Any, wanted: Callable[[Any], bool]) -> None:
+    kept = [item for item in items if wanted(item)]
+    del items[:]
+    items.extend(kept)
 
 
 def _fresh(name: str, taken: set[str]) -> str:
@@ -82,11 +125,14 @@ def _fresh(name: str, taken: set[str]) -> str:
     return f"{name}.{number}"
 
 
-def _rename(graph: Any, names: Mapping[str, str]) -> None:
-    for node in every_node(graph):
+def _rename(nodes: Iterable[Any], names: Mapping[str, str]) -> None:
+    """Other names for what nodes read, and what those of their subgraphs read."""
+    for node in nodes:
         for place, name in enumerate(node.input):
             if name in names:
                 node.input[place] = names[name]
+        for inner in subgraphs(node):
+            _rename(inner.node, names)
 
 
 def first_reads(nodes: Iterable[Any], names: Collection[str]) -> dict[str, int]:

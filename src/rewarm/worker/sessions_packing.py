@@ -49,6 +49,7 @@ _DTYPES = {
     1: "F32", 2: "U8", 3: "I8", 4: "U16", 5: "I16", 6: "I32", 7: "I64", 9: "BOOL", 10: "F16", 11: "F64", 12: "U32",
     13: "U64", 16: "BF16", 17: "F8_E4M3", 18: "F8_E4M3FNUZ", 19: "F8_E5M2", 20: "F8_E5M2FNUZ",
 }  # fmt: skip
+_PROTOBUF_BYTES_MAX = (1 << 31) - 1
 _INSIDE = 0  # where a tensor's data is: TensorProto.DataLocation
 
 
@@ -101,6 +102,10 @@ def _check_source(onnx: Any, path: Path) -> None:
     """Raises BadDefinition with what a person can do about it."""
     from google.protobuf.message import DecodeError
 
+    if path.stat().st_size > _PROTOBUF_BYTES_MAX:
+        raise BadDefinition(
+            f"{path.name} is larger than 2 GB, which no ONNX model in one file can be; deploy a smaller one"
+        )
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:
@@ -144,6 +149,7 @@ def _settle(model: Any) -> None:
         model.graph.input.extend(inputs)
         model.ir_version = 4
     graphs.hoist(model.graph, lambda tensor: bool(tensor.external_data) and tensor.data_type in _DTYPES)
+    graphs.merge_equal(model.graph)
 
 
 class _Raw:

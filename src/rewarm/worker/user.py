@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from rewarm.worker.weights import Weights
 
 
+#: Part of an error's text → what else to say of it. Empty but in a micro-VM, where errors mean more than elsewhere.
+MEANINGS: dict[str, str] = {}
+
+
 class UserError(Exception):
     """User code could not be brought up. `message` is one line; the traceback went to the function's log."""
 
@@ -30,6 +34,11 @@ class UserError(Exception):
 
 def one_line(error: BaseException, code_dir: str | None = None) -> str:
     """`ValueError: bad shape (app.py line 12)`: the innermost line of the user's own files, if there is one."""
+    said = _said(error, code_dir)
+    return "; ".join((said, *(meaning for part, meaning in MEANINGS.items() if part in said)))
+
+
+def _said(error: BaseException, code_dir: str | None) -> str:
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     text = " ".join(text.split())[:500]
     if isinstance(error, SyntaxError) and error.filename:

@@ -17,7 +17,7 @@ from rewarm.weights.pages import Mapped
 if TYPE_CHECKING:
     import numpy as np
 
-    from rewarm.worker.firstpass import FirstPass
+    from rewarm.worker.firstpass import FirstPass, Stopwatch
     from rewarm.worker.sessions import PackedSession
 
 
@@ -41,7 +41,7 @@ class Weights:
         self._mapped: list[Mapped] | None = None
         self._stream: Stream | None = None
         self._setup_s = 0.0
-        self._first: FirstPass | PackedSession | None = None
+        self._first: FirstPass | Stopwatch | PackedSession | None = None
 
     @classmethod
     def packed(cls, path: str | Path, order: Mapping[str, Any]) -> Weights:
@@ -80,7 +80,10 @@ class Weights:
         finally:
             sys.setswitchinterval(interval_s)
         if self._first is None:
-            self._first = firstpass.FirstPass(module, self._pack.index, stream.wait, lambda: stream.done)
+            if stream.whole and firstpass.Stopwatch.fits(module):
+                self._first = firstpass.Stopwatch(module, self._pack.index)
+            else:
+                self._first = firstpass.FirstPass(module, self._pack.index, stream.wait, lambda: stream.done)
             self._setup_s = time.perf_counter() - since_s
         return module
 
@@ -127,8 +130,9 @@ class Weights:
 
         `predicted_ms` (by the closed form of `policy.pinning`, from what was in memory when the load began; needs a
         bandwidth) and `ttfi_ms`: construction and first pass. `bubble_ms`: waited for layers. `read_bytes`: what was
-        not in memory. `bandwidth_mb_s`: of the load, if it read anything. `compute_s`: by layer. Of a session, bubble
-        and compute are estimates: what its first run took beyond its own CPU time, and shares of that time.
+        not in memory. `bandwidth_mb_s`: of the load, if it read anything. `compute_s`: by layer; shares of the whole
+        as measured at deploy, if all was in memory. Of a session, bubble and compute are estimates: what its first run
+        took beyond its own CPU time, and shares of that time.
         """
         if self._pack is None or self._stream is None or self._first is None or self._first.passed is None:
             return None

@@ -47,7 +47,7 @@ def _serve(control: socket.socket, server_pid: int, packages: list[str], since_s
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group, they are the server's to handle
     try:
-        suspects = _preload(packages)
+        suspects = preload(packages)
     except BaseException as error:
         _send(control, {"op": "failed", "error": f"{type(error).__name__}: {error}"})
         os._exit(1)
@@ -73,7 +73,7 @@ def _serve(control: socket.socket, server_pid: int, packages: list[str], since_s
             os.close(descriptor)
 
 
-def _preload(packages: list[str]) -> list[str]:
+def preload(packages: list[str]) -> list[str]:
     """Import them all; those after whose import there were more threads."""
     # What every instance needs, imported once for all; the registry checks the policies of a decorator.
     from rewarm.policy import registry  # noqa: F401

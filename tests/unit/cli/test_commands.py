@@ -21,8 +21,8 @@ LAYERS = ("model", "bare", "lang", "user")
 
 def node(id: str, parent: str | None, layer: str, name: str, state: str, **more: Any) -> dict[str, Any]:
     return {
-        "id": id, "parent": parent, "layer": layer, "name": name, "state": state, "resident_bytes": 0, "startup_s": 0.0,
-        "uses": 0, "saved_s": 0.0, "idle_s": None, "expires_in_s": None, "pid": None, "version": None, **more,
+        "id": id, "parent": parent, "layer": layer, "name": name, "state": state, "resident_bytes": 0, "disk_bytes": 0,
+        "startup_s": 0.0, "uses": 0, "saved_s": 0.0, "idle_s": None, "expires_in_s": None, "pid": None, "version": None, **more,
     }  # fmt: skip
 
 
@@ -36,9 +36,15 @@ PS: dict[str, Any] = {
              resident_bytes=30 << 20, uses=12, expires_in_s=598.5),
         node("instance:8", "lang:python+numpy", "user", "digits", "busy", pid=43, version=3, resident_bytes=31 << 20),
         node("instance:9", "lang:python", "user", "words", "ready", pid=44, version=1, idle_s=0.1),
+        node("lang:microvm-256mb+python", None, "lang", "microvm-256mb+python", "alive", disk_bytes=80 << 20),
+        node("asleep:vision", "lang:microvm-256mb+python", "asleep", "vision", "asleep", disk_bytes=150 << 20,
+             startup_s=0.28, uses=5, saved_s=7.0, idle_s=3.0),
     ],
     "ledger": {"budget_bytes": 2 << 30, "held_bytes": 86 << 20,
-               "by_layer": {"model": 0, "bare": 0, "lang": 25 << 20, "user": 61 << 20}},
+               "by_layer": {"model": 0, "asleep": 0, "bare": 0, "lang": 25 << 20, "user": 61 << 20},
+               "disk": {"budget_bytes": 20 << 30, "held_bytes": 230 << 20}},
+    "microvms": {"accelerator": "tcg", "boots": 1, "restores": 7, "retries": 1, "hung": 1, "published": 2, "lost": 0,
+                 "policies": {"layered": 5, "lazy": 2}},
     "meter": {"used_mb_s": 1234.5, "wasted_mb_s": 7.0, "evictions": 2, "starts": {"cold": 1}},
     "models": [{
         "key": "7d58f63c9c9d" * 5, "functions": ["words"], "pin": "auto", "weights_bytes": 304 << 20,
@@ -145,28 +151,36 @@ def test_ls(cli: Cli, fake: Any) -> None:
 
 def test_ps(cli: Cli, fake: Any) -> None:
     empty = {
-        "nodes": PS["nodes"][:1], "ledger": {**PS["ledger"], "held_bytes": 0, "by_layer": dict.fromkeys(LAYERS, 0)},
+        "nodes": PS["nodes"][:1], "microvms": {"boots": 0, "restores": 0},
+        "ledger": {**PS["ledger"], "held_bytes": 0, "by_layer": dict.fromkeys(LAYERS, 0), "disk": {"held_bytes": 0}},
         "meter": {"used_mb_s": 0.0, "wasted_mb_s": 0.0, "evictions": 0, "starts": {}}, "models": [],
     }  # fmt: skip
     fake.replies["GET /api/v1/ps"] = lambda _: (200, {}, json.dumps(empty).encode())
     assert cli("ps", "--url", fake.url).stdout == "nothing is alive\nmemory: 0 B held of 2.0 GB (0 %)\n"
     fake.replies["GET /api/v1/ps"] = lambda _: (200, {}, json.dumps(PS).encode())
     lines = cli("ps", "--url", fake.url).stdout.splitlines()
-    assert [line[:30].rstrip() for line in lines[2:8]] == [
+    assert [line[:35].rstrip() for line in lines[2:10]] == [
         "bare",
         "lang python",
         "├─ lang python+numpy",
-        "│  ├─ digits            7",
-        "│  └─ digits            8",
-        "└─ words                9",
+        "│  ├─ digits                 7",
+        "│  └─ digits                 8",
+        "└─ words                     9",
+        "lang microvm-256mb+python",
+        "└─ asleep vision",
     ]
+    assert "150.0 MB" in lines[9] and "280.0 ms" in lines[9]
     for part in ("41", "25.0 MB", "150.0 ms", "300.0 ms"):
         assert part in lines[4]
     assert "10.0 min" in lines[5] and "busy" in lines[6]
     (model,) = (line for line in lines if line.startswith("7d58f63c9c9d"))
     for part in ("words", "304.0 MB", "97.0 MB (touched)", "128 ms", "122 ms", "3 ms"):
         assert part in model
-    assert lines[-2] == "memory: 86.0 MB held of 2.0 GB (4 %): user 61.0 MB, lang 25.0 MB"
+    assert lines[-4:-1] == [
+        "memory: 86.0 MB held of 2.0 GB (4 %): user 61.0 MB, lang 25.0 MB",
+        "disk: 230.0 MB of snapshots, 20.0 GB at most",
+        "micro-VMs on TCG: 1 booted, 7 restored (layered 5, lazy 2), 1 tried again, 1 hung",
+    ]
     assert lines[-1] == "idle memory so far: 1,234 MB·s used, 7 MB·s wasted, 2 layers evicted"
     assert json.loads(cli("ps", "--json", "--url", fake.url).stdout) == PS
 

@@ -182,6 +182,41 @@ def test_all_none_and_so_many_bytes() -> None:
     assert pinned_mb(w) == {"a": 100.0, "s": 30.0, "n": 0.0}
 
 
+def test_what_was_asked_for_is_pinned_to_the_byte() -> None:
+    """Less than a step too, unlike what nobody asked for."""
+    w = world()
+    small = PackFacts("small", (LayerFacts("layer", 5000, 0.0),))
+    w.deploy("all", pin="all", pack=small)
+    w.deploy("some", pin=10 * MB + 1, pack=pack("p", 100))
+    w.deploy("auto", pack=PackFacts("auto", (LayerFacts("layer", 5000, 0.0),)))
+    call(w, "auto", 5)
+    settle(w)
+    assert {key: model.pinned_bytes for key, model in w.node.pool.models.by_key.items()} == {
+        "small": 5000, "p": 10 * MB + 1, "auto": 0,
+    }  # fmt: skip
+    w.deploy("some", pin=10 * MB, pack=pack("p", 100))
+    settle(w)
+    assert model(w, "p").pinned_bytes == 10 * MB
+
+
+def test_how_often_models_are_started_is_known_after_a_restart() -> None:
+    w = world()
+    for name in ("often", "seldom", "never"):
+        w.deploy(name, pack=pack(name, 100))
+    call(w, "often", 3)
+    call(w, "seldom")
+    known = w.node.pool.models.cold_per_s(w.now)
+    assert set(known) == {"often", "seldom"} and known["often"] > 2 * known["seldom"] > 0.0
+    later = world(150)
+    later.node.pool.models.remember(known, HALF_LIFE_S)
+    for name in ("seldom", "often", "never"):
+        later.deploy(name, pack=pack(name, 100))
+    now = later.now
+    assert model(later, "often").cold_per_s(now) == pytest.approx(known["often"] / 2)
+    settle(later)
+    assert pinned_mb(later) == {"often": 100.0, "seldom": 50.0, "never": 0.0}, "before anything was started"
+
+
 def test_functions_with_one_pack_share_one_pin() -> None:
     """Of what they say the most counts: all, then the largest size, then auto."""
     w = world()

@@ -10,7 +10,7 @@ from rewarm.core.state import LayerState
 from rewarm.errors import DeadlineExceeded, OverBudget, StartFailed
 from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey, PolicySpec
-from rewarm.facts.sandbox import Layer, StartKind
+from rewarm.facts.sandbox import IllegalMove, Layer, StartKind
 from rewarm.facts.sandbox import SandboxState as State
 from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, LayerView, Prewarm
 from rewarm.policy.keepalive.fixed import FixedKeepalive
@@ -554,3 +554,11 @@ def test_a_new_idle_time_is_asked_about_anew() -> None:
     assert w.states("b") == w.states("c") == [State.READY]
     assert w.states("d") == []
     assert rule.asked.count("b") >= 2
+
+
+def test_a_driver_that_leaves_a_layer_out_is_a_bug() -> None:
+    w = world(seconds=Seconds(bare=5.0))
+    w.deploy("f")
+    w.arrive("f")
+    with pytest.raises(IllegalMove, match="absent → user"):
+        w.post(m.Raised(1, State.USER, 0.1))

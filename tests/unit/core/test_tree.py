@@ -32,7 +32,7 @@ def branches(w: World) -> dict[str, Branch]:
 
 def test_nothing_yet() -> None:
     (bare,) = tree(world().node, 1000.0)
-    assert bare == Branch("bare", None, Layer.BARE, "bare", "0 idle", 0, 0, 0.0, 0, 0.0, None, None)
+    assert bare == Branch("bare", None, Layer.BARE, "bare", "0 idle", 0, 0, 0, 0.0, 0, 0.0, None, None)
 
 
 def test_the_parents() -> None:

@@ -293,6 +293,57 @@ def test_json_of_a_wrong_kind_that_slips_through(change: dict[str, Any]) -> None
         FunctionSpec.from_json({**spec().to_json(), **change})
 
 
+# ---------------------------------------------------------------- isolation
+
+MB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("memory_mb", "vm_mb"), [(16, 256), (256, 256), (257, 512), (512, 512), (1000, 1024), (1024, 1024), (1025, 2048)]
+)
+def test_a_micro_vm_has_a_power_of_two(memory_mb: int, vm_mb: int) -> None:
+    one = spec(isolation="microvm", memory_bytes=memory_mb * MB)
+    assert one.vm_bytes == one.lang_key.vm_bytes == vm_mb * MB
+    assert str(one.lang_key) == f"microvm-{vm_mb}mb+{spec().lang_key}"
+
+
+def test_a_process_has_no_vm() -> None:
+    assert spec().isolation == "process" and spec().vm_bytes == spec().lang_key.vm_bytes == 0
+
+
+def test_isolation_and_samples_in_json() -> None:
+    one = spec(isolation="microvm", samples=("a.json", "more/b.json"))
+    assert FunctionSpec.from_json(one.to_json()) == one
+    older = {key: value for key, value in spec().to_json().items() if key not in ("isolation", "samples")}
+    assert FunctionSpec.from_json(older) == spec()
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"isolation": "docker"}, "isolation must be 'process' or 'microvm', not 'docker'"),
+        ({"isolation": "microvm", "runtime": "nodejs", "kind": "handler"}, "leave out isolation='microvm'"),
+        ({"samples": ("/etc/passwd",)}, "relative to it, not '/etc/passwd'"),
+        ({"samples": ("a/../../b.json",)}, "samples are files in the code folder"),
+        ({"samples": ("",)}, "samples are files in the code folder"),
+        ({"samples": (7,)}, "samples are files in the code folder"),
+    ],
+)
+def test_isolation_that_cannot_be_meant(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadDefinition, match=says):
+        spec(**fields)
+
+
+def test_keys_of_micro_vms_are_nobodys_ancestors() -> None:
+    small, large = LangKey(("a",), vm_bytes=256 * MB), LangKey(("a", "b"), vm_bytes=256 * MB)
+    assert small.covers(LangKey(("a",), vm_bytes=256 * MB))
+    assert not small.covers(large) and not LangKey(("a",)).covers(large) and not small.covers(LangKey(("a",)))
+    assert small.forks
+    assert small != LangKey(("a",)) and small != LangKey(("a",), vm_bytes=512 * MB)
+    assert pickle.loads(pickle.dumps(small)) == small
+    assert repr(small) == f"LangKey(('a',), 'python', {256 * MB})"
+
+
 # ---------------------------------------------------------------- revisions
 
 

@@ -21,9 +21,10 @@ def view(layer: Layer = Layer.USER, startup_s: float = 1.0, size: int = 100 << 2
 
 
 @pytest.mark.parametrize("layer", list(Layer))
-def test_none_drops_everything(layer: Layer) -> None:
+def test_none_drops_everything_but_what_is_on_disk(layer: Layer) -> None:
     rule = NoKeepalive()
-    assert rule.on_idle(view(layer), SINCE) == Drop()
+    assert rule.on_idle(view(layer), SINCE) == (Keep(None) if layer is Layer.ASLEEP else Drop())
+    assert NoKeepalive(asleep="false").on_idle(view(layer), SINCE) == Drop()
     assert rule.on_arrival("f", LangKey(), SINCE) is None
 
 

@@ -65,7 +65,7 @@ def test_parse(text: str, spec: PolicySpec) -> None:
         ("fixed:ttl=1,ttl_s=2", "ttl_s is given twice"),
         ("fixed:ttl=soon", "ttl_s: 'soon' is not a duration"),
         ("fixed:usr_s=1", "did you mean 'user_s'"),
-        ("none:size=1", "has no parameter 'size'; it has none"),
+        ("none:size=1", "has no parameter 'size'; its parameters are asleep"),
         ("static", "needs size, for example 'static:size=8'"),
         ("slo:function=3", "has no parameter 'function'"),
     ],

@@ -21,7 +21,7 @@ def test_first_open_makes_a_private_home(tmp_path: Path) -> None:
         assert json.loads((path / "home.json").read_text()) == {"format": FORMAT}
         assert (path / "lock").read_text() == f"{os.getpid()}\n"
         found = {child.name for child in path.iterdir()}
-        folders = {"artifacts", "weights", "packs", "tensors", "profiles", "tmp", "run"}
+        folders = {"artifacts", "weights", "packs", "tensors", "profiles", "snapshots", "tmp", "run"}
         assert found == {"home.json", "lock", *folders}
         assert repr(home) == f"<Home {path} open>"
         assert home.artifact_dir("ab") == path / "artifacts" / "ab"

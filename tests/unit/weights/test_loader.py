@@ -28,6 +28,9 @@ class Gated(Mapped):
         self.asked: list[tuple[int, int]] = []
         self.error: Exception | None = None
 
+    def is_cached(self) -> bool:
+        return False  # it was just written
+
     def populate(self, begin: int, end: int, each: object = None) -> None:
         assert self.gate.acquire(timeout=WAIT_S)
         if self.error is not None:
@@ -122,6 +125,32 @@ def test_what_is_in_memory_already_is_not_counted_as_read(pack: Index, mapped: G
     assert list(stream.missing_bytes) == [missing[0], 0, missing[2], missing[3]]
     assert stream.missing_bytes[2] == 0
     assert stream.bytes_read == sum(stream.missing_bytes) and stream.seconds > 0.0
+
+
+def test_what_is_all_in_memory_needs_no_thread(pack: Index, tmp_path: Path) -> None:
+    mapped = Mapped(tmp_path / pack.files[0].name, pack.files[0].size_bytes)
+    if not mapped.is_cached():
+        pytest.skip("this kernel does not tell what is cached")
+    before = threading.active_count()
+    stream = Stream(pack, [mapped])
+    assert threading.active_count() == before
+    assert stream.whole and stream.done and stream.wait(3) == 0.0
+    assert stream.missing_bytes == (0, 0, 0, 0) and stream.bytes_read == 0 and stream.seconds == 0.0
+    stream.close()
+
+
+def test_one_page_that_is_missing_makes_a_load(pack: Index, tmp_path: Path) -> None:
+    mapped = Mapped(tmp_path / pack.files[0].name, pack.files[0].size_bytes)
+    file = os.open(mapped.path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+        os.posix_fadvise(file, pack.spans(3)[0].begin, 4096, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(file)
+    stream = Stream(pack, [mapped])
+    assert not stream.whole
+    stream.wait(3)
+    assert stream.done and stream.missing_bytes[:3] == (0, 0, 0) and stream.bytes_read == stream.missing_bytes[3] > 0
 
 
 def test_a_pack_without_layers_to_stream_is_done(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import pickle
 import struct
 import subprocess
@@ -273,6 +275,18 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def evicted(weights: Weights) -> Weights:
+    """Again, none of its files in memory, as far as their file system can do without."""
+    weights._stream = weights._mapped = weights._first = None  # the kernel keeps what is mapped
+    gc.collect()
+    for path, _ in weights._pack.files():  # type: ignore[union-attr]
+        file = os.open(path, os.O_RDONLY)
+        os.fsync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
+    return Weights.packed(weights.path, weights._order)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_way_of_loading_answers_as_a_plain_load_does(case: str, tmp_path: Path, make_pack: Any) -> None:
     factory, make_input = CASES[case]
@@ -289,6 +303,12 @@ def test_every_way_of_loading_answers_as_a_plain_load_does(case: str, tmp_path: 
     for order, predict in (("traced", lambda: answers(mapped, inputs[0])), ("registered", None)):
         weights = make_pack(path if predict else tmp_path / "w.pt", mapped, predict)
         assert weights._pack.index.order == order
+        # It was just written: nothing is waited for.
+        there = weights.module(factory)
+        assert equal(answers(there, *inputs), expected) and equal(answers(there, *inputs), expected), order
+        assert not any(part._forward_hooks or part._forward_pre_hooks for part in there.modules())
+        del there
+        weights = evicted(weights)
         streamed = weights.module(factory)
         assert equal(answers(streamed, *inputs), expected), order  # the first pass, with hooks, and the second
         assert equal(answers(streamed, *inputs), expected), order
@@ -485,6 +505,39 @@ def test_the_mode_is_gone_afterwards(tmp_path: Path) -> None:
             pass
         assert not torch_module._global_parameter_registration_hooks
         assert torch.nn.init.ones_(torch.zeros(2)).tolist() == [1.0, 1.0] and not nn.Linear(1, 1).weight.is_meta
+        for kind in (nn.Linear, nn.Embedding, nn.LayerNorm, nn.LSTM, nn.Conv2d, nn.BatchNorm1d):
+            assert kind.reset_parameters.__name__ == "reset_parameters"
+
+
+def test_parts_with_a_way_of_their_own_are_loaded_that_way(tmp_path: Path, make_pack: Any) -> None:
+    class Halved(nn.Linear):
+        """Its file holds twice its values."""
+
+        def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+            state[prefix + "bias"] = state[prefix + "bias"] / 2
+            super()._load_from_state_dict(state, prefix, *rest)
+
+    class Listing(nn.Linear):
+        """It keeps what it is given."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "bias":
+                self.__dict__["kept"] = value
+
+    def hooked() -> nn.Module:
+        line = nn.Linear(2, 2)
+        line.register_load_state_dict_pre_hook(lambda _, state, prefix, *rest: state[prefix + "bias"].neg_())
+        return line
+
+    bias = torch.tensor([2.0, 4.0])
+    torch.save({"weight": torch.ones(2, 2), "bias": bias}, tmp_path / "w.pt")
+    weights = make_pack(tmp_path / "w.pt", nn.Linear(2, 2))
+    assert weights.module(lambda: Halved(2, 2)).bias.tolist() == [1.0, 2.0]
+    listing = weights.module(lambda: Listing(2, 2))
+    assert listing.kept is listing.bias and listing.bias.tolist() == [2.0, 4.0]
+    state = {"weight": torch.ones(2, 2), "bias": bias.clone()}
+    assert modules.load(hooked, (), {}, state).bias.tolist() == [-2.0, -4.0]
 
 
 def test_a_message_names_five_tensors_at_most() -> None:

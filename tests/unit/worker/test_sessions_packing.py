@@ -264,3 +264,60 @@ def test_without_the_package_onnx_nothing_is_packed(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(NotPacked, match="onnx is not installed"):
         pack_onnx(source, tmp_path, key="k", source_sha256="0" * 64)
+
+
+def test_equal_shapes_and_equal_reshapes_are_there_once(tmp_path: Path) -> None:
+    """Also where a branch reads them; but not what is an answer, or random."""
+    from rewarm.worker.sessions_graph import merge_equal
+
+    node = helper.make_node
+    branch = helper.make_graph(
+        [node("Reshape", ["x", "s3"], ["inner"]), node("Add", ["inner", "b"], ["branch"])],
+        "branch", [], [value("branch", None)],
+    )  # fmt: skip
+    nodes = [
+        node("Reshape", ["x", "s1"], ["a"]), node("Reshape", ["x", "s2"], ["b"]), node("Reshape", ["x", "s3"], ["y"]),
+        node("RandomUniform", [], ["r1"], shape=[1]), node("RandomUniform", [], ["r2"], shape=[1]),
+        node("Transpose", ["a"], ["t1"], perm=[0, 1]), node("Transpose", ["b"], ["t2"], perm=[1, 0]),
+        node("Transpose", ["b"], ["t3"], perm=[1, 0]),
+        node("If", ["c"], ["i"], then_branch=branch, else_branch=branch),
+        node("Sum", ["t1", "t3", "i", "b"], ["z"]), node("Sub", ["r1", "r2"], ["q"]),
+    ]  # fmt: skip
+    shapes = [numpy_helper.from_array(np.array([2, 2]), f"s{number}") for number in (1, 2, 3)]
+    other = numpy_helper.from_array(np.array([4, 1]), "s4")
+    inputs = [value("x", [4]), value("c", [], TensorProto.BOOL)]
+    path = save(tmp_path / "m.onnx", nodes, inputs, [value(n, None) for n in "yzq"], [*shapes, other])
+    model = onnx.load(path)
+    merge_equal(model.graph)
+    assert [tensor.name for tensor in model.graph.initializer] == ["s1", "s4"]
+    assert [n.output[0] for n in model.graph.node] == ["a", "y", "r1", "r2", "t1", "t2", "i", "z", "q"]
+    merged = tmp_path / "merged.onnx"
+    onnx.save(model, merged)
+    feeds = {"x": np.arange(4, dtype=np.float32), "c": np.array(True)}
+    for one, other in zip(run(path, feeds)[:2], run(merged, feeds)[:2], strict=True):
+        assert np.array_equal(one, other)
+    assert run(merged, feeds)[2] != 0.0
+
+
+def test_models_of_more_than_two_gigabytes_are_refused_unread(tmp_path: Path) -> None:
+    """In one file there are none, and those that keep their weights aside say where; here both files are holes."""
+    out = tmp_path / "out"
+    out.mkdir()
+    huge = tmp_path / "huge.onnx"
+    with huge.open("wb") as file:
+        file.truncate((1 << 31) + 1)
+    with pytest.raises(BadDefinition, match=r"huge\.onnx is larger than 2 GB"):
+        pack_onnx(huge, out, key="k", source_sha256="")
+    tensor = TensorProto(name="w0", data_type=TensorProto.FLOAT, dims=[1 << 15, 3 << 14])
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, text in (("location", "huge.data"), ("offset", "0"), ("length", str(6 << 30))):
+        tensor.external_data.add(key=key, value=text)
+    path = save(
+        tmp_path / "m.onnx", [helper.make_node("MatMul", ["x", "w0"], ["y"])],
+        [value("x", ["batch", 1 << 15])], [value("y", ["batch", 3 << 14])], [tensor],
+    )  # fmt: skip
+    with (tmp_path / "huge.data").open("wb") as file:
+        file.truncate(6 << 30)
+    with pytest.raises(BadDefinition, match=r"m\.onnx keeps its weights in another file \(huge\.data\)"):
+        pack_onnx(path, out, key="k", source_sha256="")
+    assert list(out.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,45 @@ def test_only_the_layers_that_are_needed_are_waited_for() -> None:
     watch.close()
     model(x)
     assert len(passes) == 3
+
+
+def test_a_stopwatch_times_the_first_pass_that_succeeds() -> None:
+    torch = pytest.importorskip("torch")
+    from torch import nn
+
+    from rewarm.weights.format import DataFile, Index, LayerEntry, TensorEntry
+    from rewarm.worker.firstpass import Stopwatch
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Any, fail: bool = False) -> Any:
+            h = self.first(x)
+            if fail:
+                raise ValueError("in the middle")
+            return self.second(h)
+
+    sha = "0" * 64
+    tensors = {name: TensorEntry("U8", (size,), 0, 0, size, sha) for name, size in (("a", 1), ("b", 3), ("t", 9))}
+    measured = tuple(LayerEntry(name, (name,), name == "t", s) for name, s in (("t", 0.0), ("a", 0.2), ("b", 0.6)))
+    index = Index("k", "tensors", "traced", "", (DataFile(f"{sha}.safetensors", 9, sha),), tensors, measured, {})
+    model, x = Net(), torch.ones(1, 4)
+    watch = Stopwatch(model, index)
+    with pytest.raises(ValueError, match="in the middle"):
+        model(x, fail=True)
+    assert watch.passed is None
+    model(x)
+    passed = watch.passed
+    assert passed is not None and passed.waited_s == 0.0 < passed.seconds
+    assert passed.compute_s == pytest.approx((0.0, passed.seconds / 4, passed.seconds * 3 / 4))
+    model(x)
+    assert watch.passed is passed and not any(part._forward_hooks for part in model.modules())
+    part = Stopwatch(model, index)
+    model.second(x)  # called alone
+    assert part.passed is not None
+    unmeasured = dataclasses.replace(index, layers=tuple(layer._replace(compute_s=0.0) for layer in measured))
+    assert unmeasured.shares(8.0) == (0.0, 2.0, 6.0)
+    assert Stopwatch.fits(model) and not Stopwatch.fits(nn.MultiheadAttention(4, 2))
+    assert not Stopwatch.fits(nn.Sequential(nn.TransformerEncoderLayer(4, 2, 8)))

@@ -8,7 +8,8 @@ slots fading out, plus a corrector: the next error as a multiple of the last one
 
 floor(SLO / p95) is what one instance serves one after the other within the objective. A slot for which less than half
 a request is forecast needs none. An instance beyond what this slot and the next need is dropped, and raised again
-ahead of the next slot that needs it. The rule knows no layers: what is below an instance goes with it.
+ahead of the next slot that needs it. The rule knows no layers: what is below an instance goes with it, but
+what is on disk stays.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from rewarm.errors import BadDefinition
 from rewarm.facts.function import FunctionSpec, LangKey
 from rewarm.facts.sandbox import Layer
-from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm
+from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm, below_user
 from rewarm.policy.keepalive.checks import duration_s
 from rewarm.policy.keepalive.fixed import worth_per_byte
 
@@ -195,7 +196,7 @@ class Barista:
         if layer.layer is Layer.LANG:
             self._lang_s[layer.key] = layer.startup_s
         if layer.layer < Layer.USER or layer.function is None:
-            return _DROP
+            return below_user(layer)
         demand = self._at(layer.function, now)
         demand.lead_s = layer.startup_s + self._lang_s.get(layer.key, 0.0)
         if not demand.needs or layer.others < max(demand.needs[:_NEAR]):

@@ -20,13 +20,13 @@ class LayerView(NamedTuple):
     memory is short."""
 
     layer: Layer
-    function: str | None  # None for layers below User
+    function: str | None  # None for Bare and Lang layers
     key: LangKey
     startup_s: float  # what raising it again costs, running mean of measurements; 0.0 while unknown
-    resident_bytes: int  # what keeping it costs, measured; 0 while unknown
+    resident_bytes: int  # what keeping it costs, measured; 0 while unknown. Of what is `on_disk`, in bytes of memory
     idle_since_s: float
     last_used_s: float
-    uses: int  # requests served by this layer since it was raised
+    uses: int  # requests served by this layer since it was raised; instances forked or restored from it
     others: int = 0  # further living layers of the same kind: instances of the function, or of the key; 0 for Bare
 
 
@@ -57,12 +57,30 @@ class Prewarm:
 
 KeepaliveDecision = Keep | Drop
 
+_DROP = Drop()
+ON_DISK = Keep(None)  # the answer of a rule that says nothing of sleep: disk is cheap, and has a budget of its own
+
+
+def on_disk(layer: LayerView) -> bool:
+    """It takes disk and no memory: a snapshot of an instance, or the Lang layer of a micro-VM.
+
+    `resident_bytes` is then what memory would cost as much (`facts.prices`), and `startup_s` of an Asleep layer what a
+    start without it takes longer. A rule that weighs seconds against bytes can treat it as one more layer.
+    """
+    return layer.layer is Layer.ASLEEP or (layer.layer is Layer.LANG and layer.key.vm_bytes > 0)
+
+
+def below_user(layer: LayerView) -> KeepaliveDecision:
+    """What a rule that knows no layers says of those below User: they go with the instance, but for what is on disk."""
+    return ON_DISK if on_disk(layer) else _DROP
+
 
 class KeepalivePolicy(Protocol):
     """The rule of a server, or of one function that asked for its own.
 
     A policy that learns nothing from arrivals may set `watches_arrivals = False`: the core then spares the call. One
-    that wants to know more sets `watches_runs = True` (see `WatchesRuns`) or `watches_ends = True` (`WatchesEnds`).
+    that wants to know more sets `watches_runs = True` (see `WatchesRuns`), `watches_ends = True` (`WatchesEnds`) or
+    `watches_deploys = True` (`WatchesDeploys`).
 
     `worth_holds` (0 if it is not set) says for how long an answer of `priority` about an idle instance may be used
     again, as a share of the time that it has been idle: `math.inf` for as long as it idles, 0 not at all. Ranking some
@@ -77,7 +95,8 @@ class KeepalivePolicy(Protocol):
     def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
         """The layer has nothing to do (first call: `now == layer.idle_since_s`), or its last window ran out.
 
-        `uses` is 0 and the layer above has never run if it was raised ahead of its use.
+        `uses` is 0 and the layer above has never run if it was raised ahead of its use. A Lang, Bare or Asleep layer
+        that is not there yet is asked about in the same way, before it is made: `now == layer.idle_since_s`, `uses` 0.
         """
 
     def priority(self, layer: LayerView, now: float) -> float:
@@ -96,3 +115,10 @@ class WatchesEnds(Protocol):
 
     def on_gone(self, layer: LayerView, evicted: bool, now: float) -> None:
         """An idle layer was told to end: for want of memory if `evicted`, else because its window was over."""
+
+
+class WatchesDeploys(Protocol):
+    """The further method of a policy with `watches_deploys = True`."""
+
+    def on_deployed(self, instance: LayerView, now: float) -> Prewarm | None:
+        """A function that was not there is deployed: `instance` is what one of it is expected to take and to hold."""

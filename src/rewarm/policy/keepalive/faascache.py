@@ -5,8 +5,9 @@ Nothing ends by itself. When memory is short the layer with the lowest
     clock + freq * cost_s / size_MB
 
 goes first. cost_s is what raising it again takes (cold less warm time), MB is 2**20 bytes, freq counts the function's
-requests over its living instances and is forgotten with the last of them (a Lang layer counts its own uses), and
-clock is the highest priority that was ever evicted, as it stood when the layer was last used: what is not used ages.
+requests over its living instances and is forgotten with the last of them (a Lang layer and a snapshot count their own
+uses), and clock is the highest priority that was ever evicted, as it stood when the layer was last used: what is not
+used ages.
 """
 
 from __future__ import annotations
@@ -55,5 +56,5 @@ class FaasCache:
     def priority(self, layer: LayerView, now: float) -> float:
         """The formula above. A layer smaller than 1 MB, or not measured yet, counts as 1 MB."""
         clock = self._clocks[bisect_right(self._changed_s, layer.last_used_s)]
-        freq = layer.uses if layer.function is None else self._freq.get(layer.function, 0)
+        freq = layer.uses if layer.layer < Layer.USER or layer.function is None else self._freq.get(layer.function, 0)
         return clock + freq * layer.startup_s / max(layer.resident_bytes / MB, 1.0)

@@ -69,9 +69,12 @@ class GapHistogram:
 
 
 def plan(
-    mass: Sequence[float], saved_s: float, rent: float, again_s: float, widths_s: Sequence[float] = WIDTHS_S
-) -> list[tuple[int, int]]:
+    mass: Sequence[float], saved_s: float, rent: float, again_s: float, widths_s: Sequence[float] = WIDTHS_S,
+    there: bool = True,
+) -> list[tuple[int, int]]:  # fmt: skip
     """The bins to hold a layer through, as ranges [first, end) in ascending order; [] is to drop it at once.
+
+    Unless it is `there`, it has to be raised for a range that begins at bin 0, too; [] is not to raise it.
 
     `mass` are the probabilities of the gap by bin, one more than `widths_s` (the endless one, through which nothing is
     held). A held layer saves `saved_s` if the gap ends, and costs `rent` a second. A gap inside a bin lasts half of it
@@ -100,7 +103,7 @@ def plan(
             stay[k] = True
             held = hold
     ranges: list[tuple[int, int]] = []
-    first = 0 if stay[0] else -1
+    first = 0 if (stay if there else enter)[0] else -1
     for k in range(1, bins):
         if first < 0:
             if enter[k]:

@@ -1,11 +1,15 @@
 """`hazard`: hold a layer exactly while its own idle gaps make that worth the memory. Ours.
 
-Each function (its instances), each runtime key (its Lang layers) and the Bare layers as a whole have a histogram of
-idle gaps (`gaps`), and the layer is held through those ranges of the gap in which the start-up seconds that it is
-expected to save outweigh its rent, `price` times its megabytes times the seconds held. A range need not begin at once:
+Each function (its instances, and apart from them its snapshot on disk), each runtime key (its Lang layers) and the Bare
+layers as a whole have a histogram of idle gaps (`gaps`), and the layer is held through those ranges of the gap in which
+the start-up seconds that it is expected to save outweigh its rent, `price` times its megabytes times the seconds held.
+A range need not begin at once:
 if gaps are regular, the layer is dropped and raised again shortly before it is asked for. Ranges stay right as the gap
 grows, since each is chosen for the gaps that reach it. While a function has few gaps of its own, those of all others
 count as much as one of its own.
+
+A function that has never been called has one gap all the same, from its deployment to its first call. How long such
+gaps are is learnt from all functions (`firsts`), and by the same sums an instance is raised ahead and held, or not.
 
 `price` is the one knob: start-up seconds that a MB·s (MB = 2**20 bytes) of idle memory is worth. RainbowCake's alpha
 says the same as (1 - alpha) / alpha. Everything else is the same for every load. When memory is short the budget has
@@ -15,11 +19,13 @@ a price of its own: each layer freed for want of memory raises the price, and it
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import Layer
 from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm
 from rewarm.policy.keepalive.checks import positive
+from rewarm.policy.keepalive.firsts import FirstCalls
 from rewarm.policy.keepalive.gaps import EDGES_S, GapHistogram, bin_of, plan, worth_per_s
 from rewarm.units import MB
 
@@ -30,6 +36,7 @@ _AGAIN_SHARE = 0.02  # a start ahead of time costs this share of one that somebo
 _NEVER_S = 1e9  # the same for layers that are not raised ahead: more than any wait
 _UNKNOWN_KEEP_S = 600.0  # for a layer that nobody has measured
 _REPLAN_SHARE = 0.125  # a plan stands until so much of its histogram is new
+_RETHINK_MIN_S = 1.0  # and, of the wait for a first call, not less than this
 _MOVED = 1.1  # or until the price, the start-up time or the size has changed by this factor
 _PRESSURE_STEP, _PRESSURE_MAX, _PRESSURE_FADES_S = 0.05, 7.0, 600.0  # of the price's logarithm
 _OPEN_GAPS_MAX = 64
@@ -96,28 +103,47 @@ class Hazard:
     Raises BadDefinition unless `price` is a number above 0.
     """
 
-    __slots__ = ("_lang_s", "_pressure", "_pressure_at_s", "_price", "_tiers")
+    __slots__ = ("_firsts", "_lang_s", "_pressure", "_pressure_at_s", "_price", "_tiers", "_turn_s")
     name = "hazard"
     worth_holds = 0.08  # its bins of idle time are that wide
     watches_ends = True
+    watches_deploys = True
 
     def __init__(self, price: float = 2e-5) -> None:
         self._price = positive("price", price)
         self._pressure, self._pressure_at_s = 0.0, -math.inf
-        self._tiers = {Layer.BARE: _Tier(), Layer.LANG: _Tier(), Layer.USER: _Tier()}
+        # In the order of `on_arrival`; Asleep comes last, and only once something sleeps.
+        self._tiers = defaultdict(_Tier, {layer: _Tier() for layer in (Layer.BARE, Layer.LANG, Layer.USER)})
+        self._firsts = FirstCalls()
+        self._turn_s = -math.inf  # when the next one of those that are raised ahead of their first call may begin
         self._lang_s: dict[LangKey, float] = {}  # start-up seconds of the layer below
 
+    def on_deployed(self, instance: LayerView, now: float) -> Prewarm | None:
+        takes_s = instance.startup_s
+        self._firsts.deployed(instance.function, now)
+        windows_s = self._until_first_call(instance, now, there=False)
+        if not windows_s:
+            return None
+        turn_s = max(self._turn_s, now)  # one after the other: a server that comes up has many to raise
+        self._turn_s = turn_s + takes_s
+        return Prewarm(max(turn_s - now, windows_s[0][0] - takes_s))
+
     def on_arrival(self, function: str, key: LangKey, now: float) -> Prewarm | None:
-        for tier, owner in zip(self._tiers.values(), (None, key, function), strict=True):
+        if function in self._firsts.waiting_since_s:
+            self._firsts.called(function, now)
+        for tier, owner in zip(self._tiers.values(), (None, key, function, function), strict=False):
             book = tier.books.get(owner)
             if book is not None and book.open_s:
                 tier.ended(book, now - book.open_s.pop())
         return None
 
     def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
+        waits = self._waits(layer)
         tier, book = self._book(layer)
         began_s = layer.idle_since_s
-        if layer.uses == 0 and layer.layer >= Layer.USER:
+        if waits:
+            began_s = self._firsts.waiting_since_s[layer.function]
+        elif layer.uses == 0 and layer.layer >= Layer.USER:
             # Raised ahead of its use: the gap began before it did, unless others ran in the meantime.
             if book.open_s and book.open_s[-1] < began_s:
                 began_s = book.open_s[-1]
@@ -129,25 +155,50 @@ class Hazard:
         if layer.startup_s <= 0 or layer.resident_bytes <= 0:
             left_s = _UNKNOWN_KEEP_S - gap_s
             return Keep(left_s) if left_s > ROUNDING_S else _DROP
+        if waits:
+            again_s = max(_RETHINK_MIN_S, _REPLAN_SHARE * gap_s)
+            return self._decide(self._until_first_call(layer, now), layer, gap_s, again_s)
         self._refresh(tier, book, layer, now)
-        for from_s, until_s in book.windows_s:
+        return self._decide(book.windows_s, layer, gap_s)
+
+    def _decide(
+        self, windows_s: list[tuple[float, float]], layer: LayerView, gap_s: float, at_most_s: float = math.inf
+    ) -> KeepaliveDecision:
+        for from_s, until_s in windows_s:
             if until_s - gap_s <= ROUNDING_S:
                 continue
             ahead_s = from_s - gap_s - layer.startup_s - self._lang_s.get(layer.key, 0.0)
             if ahead_s <= layer.startup_s:  # to end it and begin again would take longer than the pause lasts
-                return Keep(until_s - gap_s)
+                return Keep(min(until_s - gap_s, at_most_s))
             return Drop(prewarm_after_s=ahead_s)
         return _DROP
 
+    def _waits(self, layer: LayerView) -> bool:
+        """It is an instance of a function that has never been called."""
+        return layer.layer >= Layer.USER and layer.function in self._firsts.waiting_since_s
+
+    def _until_first_call(self, layer: LayerView, now: float, there: bool = True) -> list[tuple[float, float]]:
+        """The stretches of the wait, since the function was deployed, that are worth an instance."""
+        saved_s, rent = layer.startup_s, self.price_at(now) * layer.resident_bytes / MB
+        again_s = _again_s(saved_s, rent, math.inf)  # the curve is not a guess of one function's own
+        ranges = plan(self._firsts.mass(now), saved_s, rent, again_s, there=there)
+        return [(EDGES_S[a], EDGES_S[b]) for a, b in ranges]
+
     def priority(self, layer: LayerView, now: float) -> float:
         """The rent per byte at which it would be dropped (`gaps.worth_per_s`), for ten minutes."""
+        return _HORIZON_S * self._worth_per_s(layer, now) * layer.startup_s / max(layer.resident_bytes, 1)
+
+    def _worth_per_s(self, layer: LayerView, now: float) -> float:
+        """For a start of one second."""
+        if self._waits(layer):
+            return self._firsts.worth_per_s(layer.function, now)
         tier, book = self._book(layer)
         self._refresh(tier, book, layer, now)
         first = bin_of(max(now - layer.idle_since_s, 0.0))
         worth = book.worths.get(first)
         if worth is None:
             worth = book.worths[first] = worth_per_s(book.mass, first, 1.0)
-        return _HORIZON_S * worth * layer.startup_s / max(layer.resident_bytes, 1)
+        return worth
 
     def on_gone(self, layer: LayerView, evicted: bool, now: float) -> None:
         if evicted:

@@ -12,7 +12,8 @@ It says something if the coefficient of variation of the bins' counts is 2 or mo
 240: 15.5). The paper's text leaves open whether the second time counts from the end of the run or from the raising;
 here it is the end of the run. An instance to be raised later is dropped at once. For the forecast the paper has ARIMA
 with its order found automatically; here it is ARIMA(p, d, 0) with p and d of 0 or 1, the best by Akaike's criterion.
-`forecast` off holds for the span instead. The rule knows no layers: what is below an instance goes with it.
+`forecast` off holds for the span instead. The rule knows no layers: what is below an instance goes with it, but what is
+on disk stays.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from itertools import accumulate, pairwise
 from rewarm.errors import BadDefinition
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import Layer
-from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm
+from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm, below_user
 from rewarm.policy.keepalive.checks import duration_s, switch
 from rewarm.policy.keepalive.fixed import worth_per_byte
 
@@ -123,7 +124,7 @@ class Histogram:
 
     def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
         if layer.layer < Layer.USER or layer.function is None:
-            return _DROP
+            return below_user(layer)
         record = self._records.get(layer.function)
         if record is None:
             record = self._records[layer.function] = _Record(self._bins)

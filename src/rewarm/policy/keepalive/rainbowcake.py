@@ -1,7 +1,7 @@
 """`rainbowcake`: layers peeled one by one, each with a time to live from its rate and its break-even time (ASPLOS'24).
 
-Arrivals are counted in windows: one per function (User), one per runtime key (Lang: the rates of its functions add up)
-and one for all (Bare). A window holds the last `n` arrivals of at most 24 hours ago. With them
+Arrivals are counted in windows: one per function (User, and its snapshot on disk), one per runtime key (Lang: the rates
+of its functions add up) and one for all (Bare). A window holds the last `n` arrivals of at most 24 hours ago. With them
 
     mean_s  = (now - oldest) / number in the window
     iat_p_s = -ln(1 - p) * mean_s            if arrivals are Poisson, the next one comes by then with probability p
@@ -98,7 +98,7 @@ class RainbowCake:
 
     def _window(self, layer: LayerView) -> deque[float] | None:
         function = layer.function
-        if layer.layer < Layer.USER:
+        if Layer.ASLEEP < layer.layer < Layer.USER:
             if self._sharing:
                 return self._lang.get(layer.key) if layer.layer is Layer.LANG else self._bare
             function = self._last_of_key.get(layer.key) if layer.layer is Layer.LANG else self._last

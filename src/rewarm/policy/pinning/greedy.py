@@ -42,12 +42,13 @@ def plan(models: Sequence[ModelLoad], budget_bytes: int) -> dict[str, int]:
     pins: dict[str, int] = {}
     left = max(0, budget_bytes)
     for model in ranked:
-        pins[model.key] = size = min(left, _wanted_bytes(model)) if left else 0
+        pins[model.key] = size = min(left, wanted_bytes(model)) if left else 0
         left -= size
     return pins
 
 
-def _wanted_bytes(model: ModelLoad) -> int:
+def wanted_bytes(model: ModelLoad) -> int:
+    """What it gets if the budget is large enough."""
     streamed = sum(layer.size_bytes for layer in model.layers if not layer.on_demand)
     if model.pin == "auto":
         used = model.cold_per_s > 0.0

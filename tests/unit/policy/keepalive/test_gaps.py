@@ -109,3 +109,12 @@ def test_histogram_lasts() -> None:
     assert sum(mixed) == pytest.approx(1.0)
     assert mixed[40] == pytest.approx(0.5)
     assert mixed[30] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_what_is_not_there_is_raised_only_for_more_than_raising_costs() -> None:
+    mass = [0.5, 0.1, 0.4]
+    for again_s in (0.0, 0.3, 0.6):
+        there = plan(mass, 1.0, 0.01, again_s, widths_s=[1.0, 1.0])
+        absent = plan(mass, 1.0, 0.01, again_s, widths_s=[1.0, 1.0], there=False)
+        assert there == [(0, 2)]
+        assert absent == ([(0, 2)] if again_s < 0.5 else []), "it saves 0.6 less its rent"

@@ -9,7 +9,7 @@ import pytest
 from rewarm.errors import BadDefinition
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import Layer
-from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, LayerView
+from rewarm.policy.keepalive.base import Drop, Keep, KeepaliveDecision, LayerView, Prewarm
 from rewarm.policy.keepalive.hazard import Hazard
 
 KEY = LangKey()
@@ -175,6 +175,64 @@ def test_memory_of_a_function_is_bounded() -> None:
         rule.on_idle(view("a", float(second)), float(second))
     book = rule._tiers[Layer.USER].books["a"]
     assert len(book.open_s) == 64 and book.open_s[-1] == 999.0
+
+
+# ---------------------------------------------------------------- the first call
+
+
+def deploy(rule: Hazard, function: str, now: float) -> Prewarm | None:
+    return rule.on_deployed(view(function, now, uses=0, startup_s=0.1, mb=32), now)
+
+
+def test_a_new_function_is_raised_where_memory_is_cheap() -> None:
+    assert deploy(Hazard(price=1e-6), "a", 50.0) == Prewarm(0.0)
+    assert deploy(Hazard(price=1e-3), "a", 50.0) is None
+
+
+def test_many_new_functions_are_raised_one_after_the_other() -> None:
+    rule = Hazard(price=1e-6)
+    answers = [deploy(rule, f"f{k}", 50.0) for k in range(5)]
+    assert [answer.after_s for answer in answers if answer] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    assert deploy(rule, "later", 90.0) == Prewarm(0.0)
+
+
+def test_it_is_held_while_the_first_call_is_worth_waiting_for() -> None:
+    held_s = []
+    for price in (1e-7, 1e-5, 1e-3, 1e-1):
+        rule = Hazard(price)
+        deploy(rule, "a", 50.0)
+        until_s, answer = dropped(rule, view("a", 51.0, uses=0))
+        assert answer == Drop()
+        held_s.append(until_s - 51.0)
+    assert held_s == sorted(held_s, reverse=True)
+    assert held_s[0] > 3600.0 > held_s[1] > held_s[2] > 0.0 == held_s[3]
+
+
+def test_first_calls_of_others_are_a_lesson() -> None:
+    soon, late = Hazard(price=5e-5), Hazard(price=5e-5)
+    for rule, wait_s in ((soon, 3.0), (late, 40_000.0)):
+        for k in range(40):
+            deploy(rule, f"f{k}", 0.0)
+        for k in range(40):
+            rule.on_arrival(f"f{k}", KEY, wait_s)
+    assert deploy(soon, "new", 50_000.0) is not None
+    assert deploy(late, "new", 50_000.0) is None
+
+
+def test_after_the_first_call_gaps_count() -> None:
+    rule = Hazard(price=1e-4)
+    deploy(rule, "a", 0.0)
+    assert isinstance(rule.on_idle(view("a", 5_000.0, uses=0), 5_000.0), Drop), "too late to hope"
+    now = lived(rule, "a", [20.0] * 20, now=5_100.0)
+    assert isinstance(rule.on_idle(view("a", now), now), Keep)
+
+
+def test_a_function_without_calls_is_worth_less_than_one_that_is_called() -> None:
+    rule = Hazard()
+    now = lived(rule, "often", [10.0] * 20)
+    deploy(rule, "new", now)
+    assert 0.0 < rule.priority(view("new", now, uses=0), now) < rule.priority(view("often", now), now)
+    assert rule.priority(view("new", now, uses=0), now + 3000.0) < rule.priority(view("new", now, uses=0), now)
 
 
 @pytest.mark.parametrize("price", [0, -1.0, float("inf"), float("nan"), True, "cheap"])
