@@ -26,6 +26,7 @@ from rewarm.control.sleepers import SleepDesk
 from rewarm.core.node import Node
 from rewarm.errors import PortInUse, SystemFault
 from rewarm.facts import messages as m
+from rewarm.guest.workshop import Workshop
 from rewarm.obs.logs import LogStore
 from rewarm.policy import registry
 from rewarm.pump import Pump
@@ -58,6 +59,7 @@ def serve(config: ServerConfig) -> int:
         logs = LogStore(config.log_bytes_max, time.time)
         pump = Pump()
         models = ModelDesk(store)
+        Workshop(store.home.path).clear()
         library = Library(store.home.path, store.snapshots, config.restore)
         processes = ProcessDriver(store.home.run_dir, pump=pump, isolation=isolation, models=models)
         driver = GuardedDriver(Fleet(processes, MicrovmDriver(store.home.run_dir, library, pump=pump)))
@@ -73,7 +75,7 @@ async def _run(config: ServerConfig, plane: ControlPlane, pump: Pump, sock: sock
     executor.start(door)
     door.start(plane, pump)
     plane.restore()
-    checking = asyncio.create_task(plane.sleepers.check(list(plane.revisions.values())))
+    settling = asyncio.create_task(plane.settle())
     settings = uvicorn.Config(
         make_application(plane), http=bind(door), ws="none", lifespan="off", loop="asyncio", log_config=None,
         access_log=False, server_header=False, timeout_keep_alive=int(config.limits.keepalive_timeout_s),
@@ -91,7 +93,7 @@ async def _run(config: ServerConfig, plane: ControlPlane, pump: Pump, sock: sock
         await server.serve(sockets=[sock])
     finally:
         measuring.cancel()
-        checking.cancel()
+        settling.cancel()
         await executor.close()
     return 0
 

@@ -19,10 +19,11 @@ Where nothing but the body differs (one kind and no meta; or 200, one form, no f
 HELLO (worker → server): `number` is its pid. LOAD (to the worker), LOADED and FAILED (to the server): a JSON object.
 NOTED (to the server), before the REPLY of the batch with which an instance's weights were loaded: JSON, how that went.
 
-Of guests only, whose snapshots are taken and restored; all are JSON objects:
-RESUME (to the guest), the first frame after a start or a restore: {"seed": 64 bytes in hex, "wall_s": seconds since the
-            epoch, "instance": name}. RESUMED (to the server), {}: its randomness, clock and name are its own from here.
-FREEZE (to the guest), before a snapshot is taken. FROZEN (to the server), {}: it holds still until the next RESUME.
+Of guests only, whose snapshots are taken and restored, without a body but for the first:
+RESUME (to the guest), the first frame after a start or a restore: seed 64 bytes, ns since the epoch u64, name in UTF-8.
+            No JSON: under TCG all that a woken guest runs has to be translated first, and a decoder is long.
+RESUMED (to the server): its randomness, clock and name are its own from here.
+FREEZE (to the guest), before a snapshot is taken. FROZEN (to the server): it holds still until the next RESUME.
 Either may be answered by FAILED instead, if a hook of user code raised.
 
 Both ends are ours and of one version, on a socketpair: a frame that does not parse is a bug or a worker that wrote
@@ -40,6 +41,8 @@ from typing import Final, NamedTuple
 HEAD = struct.Struct("<QBBHII")
 _ITEM = struct.Struct("<BBHI")
 _ANSWER = struct.Struct("<HBBHI")
+SEED_BYTES: Final = 64
+_RESUME = struct.Struct("<64sQ")
 HEAD_BYTES: Final = 20  # HEAD.size
 FRAME_BYTES_MAX = 8 << 30
 
@@ -229,6 +232,19 @@ def reply_bytes_max(count: int) -> int:
     """The longest frame that answers a batch of `count` requests may fill."""
     longest = HEAD_BYTES + count * (_ANSWER.size + META_BYTES_MAX + ANSWER_BYTES_MAX)
     return min(longest, FRAME_BYTES_MAX)
+
+
+def encode_resume(seed: bytes, wall_ns: int, name: str) -> bytes:
+    """A RESUME frame; the seed has `SEED_BYTES`."""
+    return encode_plain(RESUME, _RESUME.pack(seed, wall_ns) + name.encode())
+
+
+def decode_resume(body: memoryview) -> tuple[bytes, int, bytes]:
+    """Seed, ns since the epoch, name. Raises WireError."""
+    if len(body) < _RESUME.size:
+        raise WireError(f"a RESUME of {len(body)} bytes")
+    seed, wall_ns = _RESUME.unpack_from(body)
+    return seed, wall_ns, bytes(body[_RESUME.size :])
 
 
 def encode_plain(frame_type: int, body: bytes = b"", number: int = 0) -> bytes:

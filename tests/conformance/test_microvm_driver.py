@@ -18,8 +18,9 @@ from rewarm.errors import FunctionError, InstanceDied
 from rewarm.facts import messages as m
 from rewarm.facts.function import FunctionSpec, Revision
 from rewarm.facts.sandbox import SandboxState
-from rewarm.sandbox.library import Library, Recipe
+from rewarm.sandbox.library import Library, Recipe, lang_name
 from rewarm.sandbox.microvm import MicrovmDriver
+from rewarm.snapshot.manifest import MANIFEST_NAME, Manifest, read_part, write_manifest
 from rewarm.snapshot.restore import POLICIES
 from rewarm.store.store import Store
 from rewarm.testing import VM_CHECKS, check_sandbox_driver, held_by_process
@@ -97,6 +98,10 @@ def sleeper(tmp_path_factory: pytest.TempPathFactory) -> Revision:
 
 def maker(store: Store, policy: str = "auto") -> Callable[[], MicrovmDriver]:
     return lambda: MicrovmDriver(store.home.run_dir, Library(store.home.path, store.snapshots, policy))
+
+
+def open_manifest(folder: Path) -> Manifest:
+    return Manifest.loads((folder / MANIFEST_NAME).read_bytes())
 
 
 def flip_a_byte(store: Store, revision: Revision) -> None:
@@ -207,6 +212,36 @@ async def test_a_machine_that_hangs_on_its_way_up(bed: Bed) -> None:
     await bed.raised(number, [State.READY])
     assert await bed.answer(number, n=1) == {"n": 1}
     assert (bed.library.counts.hung, bed.library.counts.retries) == (1, 1)
+
+
+async def test_it_knows_the_time_however_long_it_took(bed: Bed) -> None:
+    number = bed.wake()
+    pid = await bed.spawned(number)
+    os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(2.0)
+    os.kill(pid, signal.SIGCONT)
+    await bed.raised(number, [State.READY])
+    assert abs((await bed.answer(number, do="clock"))["now"] - time.time()) < 1.0
+
+
+async def test_a_runtime_that_qemu_cannot_load(store: Store, revisions: tuple[Revision, Revision]) -> None:
+    """Its files are as they were written, and yet of no use: it is made anew, once, and nobody notices."""
+    folder = store.snapshots.folder(lang_name(SPEC.lang_key))
+    state = folder / "state"
+    state.chmod(0o600)
+    with state.open("r+b") as file:
+        file.truncate(state.stat().st_size // 2)
+    old = open_manifest(folder)
+    parts = {**old.parts, "state": read_part(state)}
+    write_manifest(folder, dataclasses.replace(old, parts=parts))
+    library = Library(store.home.path, store.snapshots)
+    stage = Stage(MicrovmDriver(store.home.run_dir, library), *revisions, timeout_s=WAIT_S)
+    try:
+        await stage.zygote()
+        await stage.climb(State.READY)
+    finally:
+        await stage.driver.close()
+    assert (library.counts.lost, library.counts.boots) == (1, 1)
 
 
 async def test_destroyed_between_two_machines(bed: Bed) -> None:

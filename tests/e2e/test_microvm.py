@@ -59,13 +59,12 @@ def serve(start: Callable[..., Any], home: Path) -> Callable[..., Any]:
 
 
 def machines(home: Path) -> list[int]:
-    """The pids of virtual machines made of this home's files."""
+    """The pids of virtual machines whose memory is a file of this home."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes()
-                if b"qemu-system" in words and str(home / "snapshots").encode() in words:
+                if b"qemu-system" in (entry / "cmdline").read_bytes() and f" {home}/" in (entry / "maps").read_text():
                     found.append(int(entry.name))
     return found
 

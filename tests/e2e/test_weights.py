@@ -134,7 +134,8 @@ def test_a_start_from_nothing_tells_how_the_weights_came(start: Callable[..., An
     first = server.invoke("deep", [0.0] * 256)
     assert first.status == 200 and first.json() == [66.0] * 256
     said = dict(part.split("=") for part in first.headers["rewarm-weights"].split(", "))
-    assert float(said["ttfi-ms"]) > 0 and float(said["bubble-ms"]) >= 0 and int(said["pinned-bytes"]) == 0
+    assert float(said["ttfi-ms"]) > 0 and float(said["bubble-ms"]) >= 0
+    assert 0 <= int(said["pinned-bytes"]) <= 12 * 4 * (256 * 256 + 256)  # what took long may be pinned by then
     assert int(said.get("ahead-bytes", 0)) <= found_bytes(layers), "what the keeper read, if it was done by then"
     again = server.invoke("deep", [1.0] * 256)
     assert again.json() == [67.0] * 256 and "rewarm-weights" not in again.headers

@@ -82,3 +82,10 @@ def test_frames_are_found_in_any_cut_of_the_stream(bodies: list[bytes], step: in
     for at in range(0, len(stream), step):
         found += reader.feed(stream[at : at + step])
     assert [frame[wire.HEAD_BYTES :] for frame in found] == bodies
+
+
+@given(st.binary(min_size=64, max_size=64), st.integers(0, (1 << 64) - 1), st.text(max_size=70))
+def test_a_resume_arrives_as_it_was_sent(seed: bytes, wall_ns: int, name: str) -> None:
+    frame = wire.encode_resume(seed, wall_ns, name)
+    assert head(frame)[:2] == (len(frame), wire.RESUME)
+    assert wire.decode_resume(memoryview(frame)[wire.HEAD_BYTES :]) == (seed, wall_ns, name.encode())

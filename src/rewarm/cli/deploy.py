@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from rewarm.bench.api import Api
     from rewarm.bench.shipping import Shipment
 
-_BAR_FROM_BYTES = 1 << 20
 _WAIT_S = 600.0  # for the answer: the first micro-VM of a kind is booted, which may have to be tried again
 ISOLATIONS = ("process", "microvm")
 
@@ -110,16 +109,23 @@ def _packed(weights: Mapping[str, Any]) -> str:
 
 
 def _upload(api: Api, shipment: Shipment, as_json: bool) -> dict[str, Any]:
+    """The server answers once the function is published: weights packed, a guest booted and put to sleep."""
     from rewarm.bench.shipping import upload
 
-    if shipment.size_bytes < _BAR_FROM_BYTES or not wants_progress(as_json):
+    if not wants_progress(as_json):
         return upload(api, shipment)
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console(err=True), transient=True) as progress:
-        task = progress.add_task("upload", total=shipment.size_bytes)
-        advance: Callable[[int], None] = lambda count: progress.advance(task, count)  # noqa: E731
+        task = progress.add_task("uploading", total=shipment.size_bytes)
+
+        def advance(count: int) -> None:
+            progress.advance(task, count)
+            if progress.finished:  # how long the rest takes nobody knows
+                progress.update(task, visible=False)
+                progress.add_task("publishing", total=None)
+
         return upload(api, shipment, advance)
 
 

@@ -18,6 +18,7 @@ from rewarm.snapshot.restore import Means, detect_means
 from rewarm.vmm.firecracker import available
 from rewarm.vmm.kvm import verdict
 from rewarm.vmm.qemu import Qemu, find_qemu
+from rewarm.vmm.user import runs_as
 
 _DEPS = "get it with: make system-deps"
 #: Where mke2fs is, which an ordinary user's PATH may not say.
@@ -28,7 +29,7 @@ def all_checks(home: Path) -> list[Check]:
     """The first time after a boot of this machine, where a guest was built, KVM is tried with it: up to 4 s."""
     qemu, qemu_check = _qemu()
     guest, guest_check = _guest(home)
-    return [qemu_check, guest_check, _accelerator(home, guest, qemu), *_means(), _mke2fs(), _firecracker()]
+    return [qemu_check, guest_check, _accelerator(home, guest, qemu), *_means(), _mke2fs(), _firecracker(home)]
 
 
 def choose_driver(checks: Sequence[Check]) -> str:
@@ -47,7 +48,7 @@ def _qemu() -> tuple[Qemu | None, Check]:
         qemu = find_qemu()
     except SystemFault as error:
         return None, Check(key, name, None, "none", error.message)
-    return qemu, Check(key, name, True, qemu.version_text, str(qemu.path))
+    return qemu, Check(key, name, True, qemu.version_text, f"{qemu.path}, {runs_as()}")
 
 
 def _guest(home: Path) -> tuple[GuestFiles | None, Check]:
@@ -99,7 +100,7 @@ def _mke2fs() -> Check:
     return Check(key, name, True, path, what)
 
 
-def _firecracker() -> Check:
-    usable, why = available()
+def _firecracker(home: Path) -> Check:
+    usable, why = available(home)
     return Check("microvm_firecracker", "micro-VM: Firecracker", True if usable else None, "works" if usable else "off",
                  f"experimental; {why}")  # fmt: skip

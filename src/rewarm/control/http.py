@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rewarm.control.plane import ControlPlane
-from rewarm.errors import BadRequest, BodyTooLarge, Busy, MethodNotAllowed, NotFound, RewarmError
+from rewarm.errors import BadRequest, BodyTooLarge, Busy, MethodNotAllowed, NotFound, RewarmError, Unavailable
 from rewarm.facts.function import FunctionSpec
 from rewarm.obs.metrics import Collector, page
 from rewarm.store.disk import disk_errors
@@ -291,6 +291,8 @@ class _Views:
             finally:
                 self._uploads.release()
             return _json(await self._plane.deploy(folder / "upload.tar"), 201)
+        except asyncio.CancelledError:  # the server is stopped and does not wait for a guest to boot
+            raise Unavailable("the server was stopped while it deployed; nothing was changed, deploy again") from None
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 

@@ -18,7 +18,7 @@ from rewarm.control.executor import Executor
 from rewarm.control.models import ModelDesk
 from rewarm.control.profiles import ProfileDesk
 from rewarm.control.sleepers import SleepDesk
-from rewarm.core.state import FunctionState, LangLayer, Sandbox
+from rewarm.core.state import FunctionState, LangLayer, Sandbox, SnapshotState
 from rewarm.errors import NotFound, RewarmError
 from rewarm.facts import messages as m
 from rewarm.facts.function import Revision
@@ -56,6 +56,7 @@ class ControlPlane:
         self.revisions: dict[str, Revision] = {}  # what the front door may route to
         self.profiles = ProfileDesk(self)
         self._deploying = asyncio.Lock()
+        self._sweeping: asyncio.Task[None] | None = None  # the last one: a task that nobody refers to may vanish
         self._started_s = time.monotonic()
 
     def restore(self) -> None:
@@ -64,6 +65,13 @@ class ControlPlane:
             self._announce(revision, self.store.profile(revision))
         for broken in self.store.broken():
             log.error("%s version %s cannot be served: %s; deploy it again", broken.name, broken.version, broken.reason)
+
+    async def settle(self) -> None:
+        """What `restore` need not wait for: remove what a killed server left of micro-VMs, and say what they lack."""
+        await self._sweep_in_turn()
+        revisions = list(self.revisions.values())
+        await self.sleepers.tell_langs(revisions)
+        await self.sleepers.check(revisions)
 
     # ------------------------------------------------------------ the front door's backend
 
@@ -89,7 +97,11 @@ class ControlPlane:
             proved.append(self.sleepers.prove_from_thread(candidate, loop))
 
         async with self._deploying:
-            revision, unchanged, packed = await asyncio.to_thread(deploy, self.store, upload, prove)
+            try:
+                revision, unchanged, packed = await asyncio.to_thread(deploy, self.store, upload, prove)
+            except Exception:
+                await self._sweep()  # the drive that it was proved with
+                raise
             self._announce(revision, await asyncio.to_thread(self.store.profile, revision))
             await self._collect()
         log.info("deployed %s version %d (%s)", revision.name, revision.version, revision.digest[:12])
@@ -115,7 +127,18 @@ class ControlPlane:
     async def _collect(self) -> None:
         """Remove what no function uses any more."""
         await asyncio.to_thread(self.store.collect, self._in_use())
+        await self._sweep()
+
+    async def _sweep(self) -> None:
         await self.sleepers.sweep(list(self.revisions.values()))
+
+    async def _sweep_in_turn(self) -> None:
+        async with self._deploying:
+            await self._sweep()
+
+    def sweep_soon(self) -> None:
+        """Something that may have had a drive in a micro-VM is gone."""
+        self._sweeping = asyncio.get_running_loop().create_task(self._sweep_in_turn())
 
     def _in_use(self) -> set[str]:
         """Code, weights, pack of every living instance, those among them that finish a call of an older revision."""
@@ -249,9 +272,11 @@ class ControlPlane:
             for layer in (Layer.BARE, Layer.LANG, Layer.USER):
                 labels = {"layer": layer.name.lower(), "end": end}
                 yield "rewarm_idle_byte_seconds_total", "Idle memory by what ended it.", labels, by_layer[layer]
-        yield "rewarm_runtimes", "Living zygotes.", {}, float(len(pool.langs))
+        zygotes = sum(not key.vm_bytes for key in pool.langs)  # those of micro-VMs are files
+        yield "rewarm_runtimes", "Living zygotes.", {}, float(zygotes)
         yield from self._model_gauges()
         yield from self.sleepers.gauges()
+        yield from self._disk_gauges()
         for name, fn in self.node.functions.items():
             yield "rewarm_queue_length", "Requests waiting.", {"function": name}, float(len(fn.queue))
             for figure, value in _figures(fn.batching).items():
@@ -261,6 +286,21 @@ class ControlPlane:
             for state in ("rising", "ready", "busy", "dying"):
                 count = sum(s == state or (state == "rising" and s in _RISING) for s in states)
                 yield "rewarm_instances", "Instances.", {"function": name, "state": state}, float(count)
+
+    def _disk_gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        pool = self.node.pool
+        disk, runtimes = pool.ground.disk, sum(key.vm_bytes > 0 for key in pool.langs)
+        snapshots = [fn.snapshot for fn in self.node.functions.values() if fn.snapshot is not None]
+        there = [snapshot for snapshot in snapshots if snapshot.state is SnapshotState.THERE]
+        if not snapshots and not runtimes:
+            return  # nothing here has to do with micro-VMs
+        yield "rewarm_disk_budget_bytes", "Budget of snapshots on disk.", {}, float(disk.budget_bytes)
+        yield "rewarm_disk_held_bytes", "Bytes of snapshots on disk.", {}, float(disk.held_bytes)
+        yield "rewarm_snapshots", "Snapshots on disk.", {"kind": "function"}, float(len(there))
+        yield "rewarm_snapshots", "Snapshots on disk.", {"kind": "runtime"}, float(runtimes)
+        for snapshot in there:
+            labels = {"function": snapshot.function.name}
+            yield "rewarm_restore_seconds", "What waking takes, on average.", labels, snapshot.restore_s.value
 
     def _model_gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
         for key, model in self.node.pool.models.by_key.items():

@@ -120,6 +120,7 @@ class ProfileDesk:
         if timer is not None:
             timer.cancel()
             self._plane.forget(_twin_of(name))
+            self._plane.sweep_soon()
         return {"name": name, "ended": timer is not None}
 
     def _revision(self, name: str) -> Revision:

@@ -51,6 +51,11 @@ class SleepDesk:
         except RewarmError as error:
             log.warning("%s", error.message)
 
+    async def tell_langs(self, revisions: Iterable[Revision]) -> None:
+        """Have the Lang layers that an earlier server left on disk counted."""
+        keys = {revision.spec.lang_key for revision in revisions if revision.spec.isolation == "microvm"}
+        await self._library.tell_langs(keys)
+
     async def check(self, revisions: Iterable[Revision]) -> None:
         """Say in the log, once at the start, why functions that need micro-VMs cannot be served, if so."""
         names = sorted(revision.name for revision in revisions if revision.spec.isolation == "microvm")

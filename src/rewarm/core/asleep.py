@@ -109,6 +109,15 @@ class Asleep:
         if was_there and not fn.sandboxes:
             self.consider(snapshot, now, out)
 
+    def unwoken(self, sandbox: Sandbox, now: float, out: list[Effect]) -> None:
+        """An instance did not wake, and nobody said (`lost`) that the snapshot is at fault. Perhaps it is."""
+        snapshot = sandbox.function.snapshot
+        if snapshot is None or snapshot.revision is not sandbox.revision or snapshot.state is not SnapshotState.THERE:
+            return
+        snapshot.failures += 1
+        if snapshot.failures >= FAILURES_MAX and not self._ground.draining:
+            self._drop(snapshot, now, out)
+
     def restored(self, sandbox: Sandbox, seconds: float) -> None:
         """An instance woke up. The snapshot may have gone meanwhile, or be another revision's."""
         snapshot = sandbox.function.snapshot

@@ -153,6 +153,18 @@ class Langs:
         if not self.holders[key] and self.layers.get(key) is lang:
             self._idle(lang, now, out)
 
+    def on_disk(self, key: LangKey, disk_bytes: int, now: float, out: list[Effect]) -> None:
+        """That of a micro-VM lies there, though it was not raised: made by the way, or by an earlier server."""
+        lang = self.layers.get(key)
+        if lang is not None:
+            self.measured(key, disk_bytes)
+            return
+        lang = self.layers[key] = LangLayer(key, now)
+        lang.state = LayerState.ALIVE
+        self.measured(key, disk_bytes)
+        if not self.holders[key]:
+            self._idle(lang, now, out)
+
     def exited(self, key: LangKey, error: RewarmError | None, now: float, out: list[Effect]) -> list[Sandbox]:
         """The runtime is gone. Returns the sandboxes that were waiting for it and can not rise because of `error`.
 
@@ -196,6 +208,8 @@ class Langs:
                 self._ask(lang, now, out)
 
     def _ask(self, lang: LangLayer, now: float, out: list[Effect]) -> None:
+        if lang.key.vm_bytes and self._ground.draining:
+            return  # what is on disk is for the next server
         decision = self._ground.keepalive.on_idle(self.view(lang), now)
         if isinstance(decision, Keep):
             self._ground.keep(lang, decision.for_s, now)

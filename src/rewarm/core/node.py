@@ -51,7 +51,7 @@ class Node:
             m.LangRaised: self._lang_raised, m.Exited: self._exited, m.LangExited: self._lang_exited,
             m.Measured: self._measured, m.Tick: self._tick, m.Pinned: self.pool.models.pinned,
             m.Loaded: self.pool.models.loaded, m.Computed: self.pool.models.computed,
-            m.Slept: self.pool.asleep.slept, m.SleepLost: self.pool.asleep.lost,
+            m.LangFound: self._lang_found, m.Slept: self.pool.asleep.slept, m.SleepLost: self.pool.asleep.lost,
             **{kind: partial(handler, self) for kind, handler in lifecycle.HANDLERS.items()},
         }  # fmt: skip
         self._wakers: dict[type, Callable[..., None]] = {
@@ -254,7 +254,7 @@ class Node:
             error = event.error or InstanceDied(f"an instance of {fn.name!r} ended while it held the request")
             out.extend(m.Reject(request, error) for request in batch)
         if rising and sandbox.found is StartKind.RESTORED:
-            self._start_instead(fn, now, out)
+            self._start_instead(sandbox, now, out)
         elif rising:
             self._start_failed(fn, event.error, now, out)
         if fn.queue and not fn.removed:
@@ -265,8 +265,10 @@ class Node:
         if fn.snapshot is not None and not fn.sandboxes:
             self.pool.asleep.rest(fn.snapshot, now, out)
 
-    def _start_instead(self, fn: FunctionState, now: float, out: list[Effect]) -> None:
-        """One could not be restored. The snapshot may be at fault: before anyone is told, a start without it."""
+    def _start_instead(self, sandbox: Sandbox, now: float, out: list[Effect]) -> None:
+        """It could not be restored. The snapshot may be at fault: before anyone is told, a start without it."""
+        fn = sandbox.function
+        self.pool.asleep.unwoken(sandbox, now, out)
         if fn.queue or not self.draining:
             self.pool.start(fn, now, out, ahead=not fn.queue, restore=False)
 
@@ -280,6 +282,10 @@ class Node:
 
     def _lang_raised(self, event: m.LangRaised, now: float, out: list[Effect]) -> None:
         self.pool.runtimes.raised(event.key, event.seconds, now, out)
+
+    def _lang_found(self, event: m.LangFound, now: float, out: list[Effect]) -> None:
+        self.pool.runtimes.on_disk(event.key, event.disk_bytes, now, out)
+        self.pool.asleep.make_room(now, out)
 
     def _lang_exited(self, event: m.LangExited, now: float, out: list[Effect]) -> None:
         for sandbox in self.pool.runtimes.exited(event.key, event.error, now, out):
@@ -335,7 +341,7 @@ class Node:
             fn = sandbox.function
             self.pool.destroy(sandbox, "start timeout", out)
             if sandbox.found is StartKind.RESTORED:
-                self._start_instead(fn, now, out)
+                self._start_instead(sandbox, now, out)
                 return
             self.pool.runtimes.drop_stuck(sandbox.key, now, out)
             self._start_failed(fn, refusals.start_timeout(fn, now - sandbox.created_s), now, out)

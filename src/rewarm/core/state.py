@@ -21,7 +21,7 @@ from rewarm.policy.keepalive.base import KeepalivePolicy, LayerView
 
 INF = float("inf")
 START_TIMEOUT_S_MIN = 60.0  # importing a large framework from a cold disk is slow, but not slower than this
-_VM_TIMEOUT_S = 180.0  # what needs a guest to boot: without KVM that takes 10 s or more, and may be tried three times
+_VM_TIMEOUT_S = 360.0  # what needs a guest to boot: two attempts (vmm.publishing), whatever else the machine does
 
 OnRun = Callable[[FunctionSpec, int, float, float], None]
 OnGone = Callable[[LayerView, bool, float], None]

@@ -19,6 +19,7 @@ Isolation = Literal["process", "microvm"]
 Pin = Literal["auto", "none", "all"] | int
 
 VM_BYTES_MIN = 256 << 20  # a guest with numpy imported, and some to spare
+SAMPLES_MAX = 16
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
 
@@ -150,6 +151,11 @@ class FunctionSpec:
             raise BadDefinition(f"isolation must be 'process' or 'microvm', not {self.isolation!r}")
         if self.isolation == "microvm" and self.runtime == "nodejs":
             raise BadDefinition("a function of the runtime 'nodejs' runs in a process; leave out isolation='microvm'")
+        if len(self.samples) > SAMPLES_MAX:
+            raise BadDefinition(
+                f"samples: {len(self.samples)} are given and at most {SAMPLES_MAX} are used, since each restores the "
+                "snapshot once; leave out those that are like others"
+            )
         for path in self.samples:
             if not isinstance(path, str) or not path or path.startswith("/") or ".." in path.split("/"):
                 raise BadDefinition(f"samples are files in the code folder, named relative to it, not {path!r}")

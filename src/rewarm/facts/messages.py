@@ -61,6 +61,13 @@ class Exited(NamedTuple):
     error: RewarmError | None = None
 
 
+class LangFound(NamedTuple):
+    """The Lang layer of a micro-VM's `key` is on disk, and takes so many bytes, though no RaiseLang asked for it."""
+
+    key: LangKey
+    disk_bytes: int
+
+
 class LangExited(NamedTuple):
     """The zygote of `key` is gone or could not be raised."""
 
@@ -166,7 +173,7 @@ class Tick:
 
 
 Event = (
-    Arrived | Cancelled | RunDone | Raised | LangRaised | Exited | LangExited | Measured
+    Arrived | Cancelled | RunDone | Raised | LangRaised | LangFound | Exited | LangExited | Measured
     | Slept | SleepLost | Pinned | Loaded | Computed | Deployed | Removed | Flush | Unload | Load | Draining | Tick
 )  # fmt: skip
 
@@ -250,7 +257,7 @@ class Destroy(NamedTuple):
 
 
 class DropLang(NamedTuple):
-    """End the zygote. Instances forked from it live on. → LangExited."""
+    """End the zygote, or delete it if it is a micro-VM's, on disk. Instances made of it live on. → LangExited."""
 
     key: LangKey
     reason: str

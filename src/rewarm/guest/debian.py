@@ -19,6 +19,7 @@ from rewarm.guest.workshop import run
 
 _NEEDS_APT = "apt: guests are made of Debian packages, on Debian"
 _GROUP = 6  # packages a download
+_DOWNLOAD_S = 600.0  # of a group
 _DEPENDENCY = re.compile(r"\s*([a-z0-9][a-z0-9+.-]*)")
 
 
@@ -131,6 +132,7 @@ class Apt:
                     ["apt-get", "-q", "download", *(f"{d.name}={d.version}" for d in group)],
                     needs=_NEEDS_APT,
                     cwd=self._scratch,
+                    within_s=_DOWNLOAD_S,
                 )
             except SystemFault as error:
                 raise MicrovmUnavailable(

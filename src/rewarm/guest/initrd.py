@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 from rewarm.errors import MicrovmUnavailable
 
-#: What a guest needs of its kernel, with whatever these depend on. A kernel may have them built in.
-_MODULES = ("virtio_mmio", "virtio_blk", "virtio_console", "ext4")
+#: What a guest needs of its kernel, with whatever these depend on: for drives, and for ports of QEMU or Firecracker. A
+#: kernel may have them built in.
+_MODULES = ("virtio_mmio", "virtio_blk", "virtio_console", "vmw_vsock_virtio_transport", "ext4")
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 _INIT = """\

@@ -23,7 +23,7 @@ from pathlib import Path
 from rewarm.errors import MicrovmUnavailable, SystemFault
 from rewarm.store.disk import Disk, disk_errors
 
-_COMMAND_S = 900.0  # of a tool; the longest is a download
+COMMAND_S = 300.0  # of a tool; the longest copies weights of many GB into an image
 
 
 class Workshop:
@@ -38,8 +38,11 @@ class Workshop:
         """A new folder, gone afterwards with what is still in it. An OSError inside becomes a SystemFault."""
         tmp_dir = self.folder / "tmp"
         with disk_errors("make an image for micro-VMs", self.folder):
-            tmp_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            self.folder.chmod(0o700)  # an older version made it for everybody to read
+            tmp_dir.mkdir(mode=0o700, exist_ok=True)
+            lock = self._open_lock()
             try:
                 self._clear(lock, tmp_dir)
                 fresh = Path(tempfile.mkdtemp(dir=tmp_dir))
@@ -49,6 +52,20 @@ class Workshop:
                     self._disk.remove_tree(fresh)
             finally:
                 os.close(lock)
+
+    def clear(self) -> None:
+        """Remove what killed processes left, unless somebody is at work. Raises SystemFault."""
+        tmp_dir = self.folder / "tmp"
+        with disk_errors("tidy the images for micro-VMs", self.folder):
+            if tmp_dir.is_dir():
+                lock = self._open_lock()
+                try:
+                    self._clear(lock, tmp_dir)
+                finally:
+                    os.close(lock)
+
+    def _open_lock(self) -> int:
+        return os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _clear(self, lock: int, tmp_dir: Path) -> None:
         """What killed processes left is removed if nobody else is at work. Holds the lock, shared, from here on."""
@@ -95,17 +112,24 @@ def _disk_bytes(path: Path) -> int:
     return sum(file.stat().st_blocks * 512 for file in files)
 
 
-def run(command: Sequence[str], *, needs: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """Standard output of a tool. Raises MicrovmUnavailable if it is not there (`needs`: what to install for it),
-    SystemFault if it fails, with the last line that it wrote."""
-    words = [find_tool(command[0], needs), *command[1:]]
+def run(
+    command: Sequence[str], *, needs: str, cwd: Path | None = None, env: dict[str, str] | None = None,
+    within_s: float = COMMAND_S,
+) -> str:  # fmt: skip
+    """Standard output of a tool. It is killed when the thread that called this ends, or after `within_s`.
+
+    Raises MicrovmUnavailable if it is not there (`needs`: what to install for it), SystemFault if it fails, with the
+    last line that it wrote.
+    """
+    tool = find_tool(command[0], needs)
+    words = [find_tool("setpriv", "util-linux"), "--pdeathsig", "KILL", tool, *command[1:]]
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, errors="replace", check=False, timeout=_COMMAND_S, cwd=cwd,
+            words, capture_output=True, text=True, errors="replace", check=False, timeout=within_s, cwd=cwd,
             stdin=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C", **(env or {})},
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise SystemFault(f"{command[0]} did not end within {_COMMAND_S:.0f} s; try again") from error
+        raise SystemFault(f"{command[0]} did not end within {within_s:.0f} s; try again") from error
     if done.returncode != 0:
         said = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
         raise SystemFault(f"{command[0]} failed ({done.returncode}): {said}")

@@ -147,6 +147,8 @@ class GuardedDriver:
         elif isinstance(event, m.LangExited):
             if self._langs.pop(event.key, None) is None:
                 return
+        elif isinstance(event, m.LangFound):
+            self._langs.setdefault(event.key, True)
         elif isinstance(event, m.LangRaised) and not self._langs.get(event.key, False):
             return
         self._sink.post(event)

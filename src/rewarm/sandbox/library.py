@@ -2,19 +2,30 @@
 
 The snapshot of a Lang layer is called `lang-…` by its key, that of a function by the digest of its revision. Each is
 opened against what this machine would make today; one that is damaged or of another machine is taken away, and whoever
-asked is told or has a new one made. One is made at a time: it takes a core for seconds.
+asked is told or has a new one made. One of each kind is made at a time, which takes a core for seconds; so a start that
+waits for a Lang layer does not wait for functions.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+import os
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from rewarm.errors import BadDefinition, SnapshotCorrupt, SnapshotMismatch, Unavailable
+from rewarm.errors import (
+    BadDefinition,
+    RewarmError,
+    SnapshotCorrupt,
+    SnapshotFailed,
+    SnapshotMismatch,
+    SystemFault,
+    Unavailable,
+)  # fmt: skip
 from rewarm.facts.function import FunctionSpec, LangKey, Revision
 from rewarm.facts.snapshot import SnapshotFacts
 from rewarm.guest.images import blank_image, function_image
@@ -24,7 +35,7 @@ from rewarm.snapshot.pager_client import PagerClient
 from rewarm.snapshot.restore import AUTO, POLICIES
 from rewarm.store.disk import disk_errors
 from rewarm.store.snapshots import Snapshots
-from rewarm.vmm.publishing import UserOrder, in_thread, load_order, publish_lang, publish_user
+from rewarm.vmm.publishing import Published, UserOrder, in_thread, load_order, publish_lang, publish_user
 from rewarm.vmm.samples import samples_of
 from rewarm.vmm.site import Counts, Images, Site, survey
 
@@ -72,15 +83,19 @@ class Library:
         if policy not in (AUTO, *POLICIES):
             raise BadDefinition(f"REWARM_RESTORE is {AUTO}, {', '.join(POLICIES)}, not {policy!r}")
         self.counts = Counts()
+        self.lang_there: Callable[[LangKey, int], None] = lambda key, disk_bytes: None  # though nobody raised it
+        self.langs_gone: Callable[[list[str]], None] = lambda names: None  # deleted, since no function needs them
         self.pager_died: Callable[[], None] = lambda: None  # machines that it served will never go on
         self._home_dir = home_dir
         self._shelf = shelf
         self._policy = policy
         self._site: Site | None = None
         self._closed = False
-        self._making = asyncio.Lock()
+        self._booting = asyncio.Lock()  # Lang layers
+        self._making = asyncio.Lock()  # functions
         self._tasks: dict[str, asyncio.Future[Any]] = {}  # by what they are about: one of each at a time
         self._ending: dict[str, asyncio.Future[Any]] = {}  # of those, what was forgotten and is still at it
+        self._discards: set[asyncio.Future[None]] = set()  # what is being deleted
         self._packages: dict[tuple[str, ...], Path] = {}  # the drive of each set: to find its name takes a while
 
     # ------------------------------------------------------------ this machine
@@ -91,8 +106,12 @@ class Library:
         if site is None:
             site = await self._once("site", self._survey)
         if self._policy == "uffd" and site.pager is None and site.means.userfaultfd:
-            site.pager = PagerClient(self._pager_gone)
-            site.pager.start()
+            pager = PagerClient(self._pager_gone)
+            try:
+                pager.start()
+                site.pager = pager
+            except OSError as error:
+                log.warning("memory is restored without userfaultfd: its process does not start: %s", error)
         return site
 
     async def _survey(self) -> Site:
@@ -126,7 +145,7 @@ class Library:
                 return Asset(site, found, images)
         except (SnapshotCorrupt, SnapshotMismatch) as error:
             log.warning("runtime %s is made anew: %s", key, error.message)
-        async with self._making:
+        async with self._booting:
             log.info("runtime %s: booting a guest to take its snapshot; this is done once", key)
             staged = self._shelf.stage()
             try:
@@ -136,6 +155,22 @@ class Library:
                 await in_thread(self._shelf.discard, staged)
             log.info("runtime %s: snapshot taken after %.1f s", key, published.cold_s)
         return Asset(site, await in_thread(open_snapshot, folder), images)
+
+    def refuse(self, key: LangKey, refused: Snapshot, error: RewarmError) -> None:
+        """No machine can be made of this one, whole as it is: it goes, unless another is in its place already."""
+        name = lang_name(key)
+        with contextlib.suppress(SystemFault):  # whoever opens it next says it
+            if open_snapshot(self._shelf.folder(name)).manifest == refused.manifest:
+                log.warning("runtime %s is made anew: %s", key, error.message)
+                self.counts.lost += 1
+                self.forget(name)
+
+    async def tell_langs(self, keys: Iterable[LangKey]) -> None:
+        """Call `lang_there` with those of `keys` that an earlier server left."""
+        for key in keys:
+            with contextlib.suppress(SystemFault):  # none, or damaged: it is made anew when it is needed
+                left = await asyncio.to_thread(open_snapshot, self._shelf.folder(lang_name(key)))
+                self.lang_there(key, left.disk_bytes)
 
     def _lang_images(self, key: LangKey) -> Images:
         return Images(self._packages_image(key), blank_image(self._home_dir), key.vm_bytes, key.packages)
@@ -156,6 +191,8 @@ class Library:
     async def user(self, recipe: Recipe) -> Asset:
         """The snapshot of a function. Raises SnapshotCorrupt (or it is gone), SnapshotMismatch, MicrovmUnavailable."""
         site = await self.site()
+        if not self._shelf.folder(recipe.digest).is_dir():  # and no drive is made for it
+            raise SnapshotCorrupt(f"there is no snapshot of {recipe.spec.name!r}")
         images = await asyncio.to_thread(self._user_images, recipe)
         found = await self._opened(recipe.digest, recipe.subject, site, images)
         if found is None:
@@ -179,45 +216,79 @@ class Library:
         if recipe.digest in self._ending:
             await asyncio.wait({self._ending[recipe.digest]})
         try:
-            return facts_of(recipe.digest, (await self.user(recipe)).snapshot)
+            asset = await self.user(recipe)
+            return await in_thread(facts_of, recipe.digest, asset.snapshot, asset.images)
         except (SnapshotCorrupt, SnapshotMismatch) as error:
             log.info("making a snapshot of %s: %s", name, error.message)
-        lang = await self.lang_for(recipe)
         weights = recipe.weights.name if recipe.weights is not None else None
         samples = await asyncio.to_thread(samples_of, recipe.spec, recipe.code_dir)
         order = UserOrder(recipe.spec, load_order(recipe.spec, recipe.version, weights), samples)
-        async with self._making:
-            staged = self._shelf.stage()
-            try:
-                published = await publish_user(lang.site, lang.snapshot, recipe.subject, lang.images, order, staged)
-                folder = await self._placed(staged, recipe.digest)
-            finally:
-                await in_thread(self._shelf.discard, staged)
+        lang = await self.lang_for(recipe)
+        try:
+            published, folder = await self._made(recipe, order, lang)
+        except SnapshotCorrupt as error:
+            self.refuse(recipe.spec.lang_key, lang.snapshot, error)
+            lang = await self.lang_for(recipe)
+            published, folder = await self._made(recipe, order, lang)
+        finally:  # not before: the core may drop it at once
+            if not self._closed and lang.snapshot.folder.is_dir():
+                self.lang_there(recipe.spec.lang_key, lang.snapshot.disk_bytes)
         log.info(
             "%s sleeps on disk: restored in %.0f ms, %.1f s without", name, published.restore_s * 1e3, published.cold_s
         )
-        return facts_of(recipe.digest, await asyncio.to_thread(open_snapshot, folder))
+        snapshot = await asyncio.to_thread(open_snapshot, folder)
+        return await in_thread(facts_of, recipe.digest, snapshot, lang.images)
+
+    async def _made(self, recipe: Recipe, order: UserOrder, lang: Asset) -> tuple[Published, Path]:
+        """A snapshot, in its place. Raises SnapshotCorrupt if the Lang layer's was dropped or is of no use to QEMU."""
+        async with self._making:
+            if not lang.snapshot.folder.is_dir():  # dropped while this waited
+                lang = await self.lang_for(recipe)
+            staged = self._shelf.stage()
+            try:
+                published = await publish_user(lang.site, lang.snapshot, recipe.subject, lang.images, order, staged)
+                return published, await self._placed(staged, recipe.digest)
+            except (FileNotFoundError, SnapshotFailed) as error:
+                if not lang.snapshot.folder.is_dir():
+                    raise SnapshotCorrupt(f"{lang.snapshot.folder} was deleted while it was used; try again") from error
+                if isinstance(error, SnapshotFailed):
+                    raise
+                raise SnapshotFailed(f"a file was deleted while a snapshot was made: {error}; try again") from error
+            finally:
+                await in_thread(self._shelf.discard, staged)
 
     async def _placed(self, staged: Path, digest: str) -> Path:
         """What is forgotten while it is placed is taken away again."""
         try:
             return await in_thread(self._shelf.place, staged, digest)
         except asyncio.CancelledError:
-            self._shelf.drop(digest)
+            self._discard(self._shelf.bury(digest))
             raise
 
-    def forget(self, name: str) -> None:
+    def forget(self, name: str, *, drive: bool = False) -> None:
         """Delete a snapshot, and give up making it if it is a function's: from now on it is not there.
 
-        Raises SystemFault.
+        With `drive`, the copy of the function's code and weights goes with it; a start without it makes it anew. Raises
+        SystemFault.
         """
         task = self._tasks.pop(name, None)
         if task is not None and not task.done():
             task.cancel()
             self._ending[name] = task
-        grave = self._shelf.bury(name)
+        self._discard(self._shelf.bury(name))
+        image = self._home_dir / "microvm" / f"function-{name}.img"
+        if drive and image.exists():
+            with disk_errors("remove a drive", image):
+                grave = self._shelf.stage()
+                os.replace(image, grave / image.name)
+            self._discard(grave)
+
+    def _discard(self, grave: Path | None) -> None:
+        """In a thread: to delete GBs takes a while."""
         if grave is not None:
-            asyncio.get_running_loop().run_in_executor(None, self._shelf.discard, grave)
+            discarding = asyncio.get_running_loop().run_in_executor(None, self._shelf.discard, grave)
+            self._discards.add(discarding)
+            discarding.add_done_callback(self._discards.discard)
 
     async def sweep(self, recipes: Sequence[Recipe]) -> None:
         """Delete the snapshots and drives of all functions but these, and of Lang layers that none of these needs.
@@ -225,7 +296,8 @@ class Library:
         Machines that run from them keep the files they have open. Raises SystemFault.
         """
         digests = {recipe.digest for recipe in recipes}
-        await asyncio.to_thread(self._shelf.sweep, digests | {lang_name(recipe.spec.lang_key) for recipe in recipes})
+        kept = digests | {lang_name(recipe.spec.lang_key) for recipe in recipes}
+        self.langs_gone(await asyncio.to_thread(self._shelf.sweep, kept))
         await asyncio.to_thread(self._sweep_drives, recipes)
 
     def _sweep_drives(self, recipes: Sequence[Recipe]) -> None:
@@ -290,6 +362,8 @@ class Library:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        while self._discards:
+            await asyncio.wait(self._discards)
         if self._site is not None and self._site.pager is not None:
             await self._site.pager.close()
 
@@ -298,6 +372,7 @@ def lang_name(key: LangKey) -> str:
     return f"lang-{hashlib.sha256(str(key).encode()).hexdigest()}"
 
 
-def facts_of(digest: str, snapshot: Snapshot) -> SnapshotFacts:
-    seconds = snapshot.manifest.seconds
-    return SnapshotFacts(digest, snapshot.disk_bytes, seconds.get("restore", 0.0), seconds.get("cold", 0.0))
+def facts_of(digest: str, snapshot: Snapshot, images: Images) -> SnapshotFacts:
+    """With the function's drive, which is deleted with the snapshot. Raises OSError."""
+    seconds, disk_bytes = snapshot.manifest.seconds, snapshot.disk_bytes + images.function.stat().st_blocks * 512
+    return SnapshotFacts(digest, disk_bytes, seconds.get("restore", 0.0), seconds.get("cold", 0.0))

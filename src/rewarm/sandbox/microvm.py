@@ -18,15 +18,16 @@ from typing import Any, Final
 
 from rewarm import wire
 from rewarm.clock import Clock, system_clock
-from rewarm.errors import RewarmError, SandboxFailed, SnapshotCorrupt, SnapshotMismatch
+from rewarm.errors import RewarmError, SandboxFailed
 from rewarm.facts import messages as m
-from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import SandboxState
 from rewarm.pump import Pump
 from rewarm.sandbox.box import Box, remove_scratch
 from rewarm.sandbox.dialogue import Dialogue
-from rewarm.sandbox.library import Asset, Library, Recipe, lang_name
+from rewarm.sandbox.disklangs import DiskLangs
+from rewarm.sandbox.library import Asset, Library, Recipe
 from rewarm.sandbox.port import Node, Sink
+from rewarm.sandbox.waking import USELESS, Start, told, worker_status
 from rewarm.snapshot.restore import plan
 from rewarm.vmm.machine import Machine
 from rewarm.vmm.publishing import RESTORE_DEADLINE_S, load_order
@@ -37,26 +38,6 @@ log = logging.getLogger("rewarm.sandbox")
 _ATTEMPTS: Final = 2
 _CLOSE_TIMEOUT_S: Final = 15.0
 _NAME_CHARS_MAX: Final = 48  # of the function's, in the guest's host name
-
-
-class _Start:
-    """One sandbox on its way up, and the machine it lives in from then on."""
-
-    def __init__(self, recipe: Recipe, asleep: bool) -> None:
-        self.recipe = recipe
-        self.asleep = asleep  # from the function's own snapshot, not by way of Lang
-        self.attempts = 0
-        self.policy = ""  # by which it was restored
-        self.resumed = False
-        self.given_up = False  # Destroy came between two machines
-        self.error: RewarmError | None = None  # why the machine never ran
-        self.machine: Machine | None = None
-        self.deadline: asyncio.TimerHandle | None = None
-
-    def settle(self) -> None:
-        if self.deadline is not None:
-            self.deadline.cancel()
-            self.deadline = None
 
 
 class MicrovmDriver:
@@ -75,8 +56,7 @@ class MicrovmDriver:
         self._own_pump = pump is None
         self._pump = Pump() if pump is None else pump
         self._boxes: dict[int, Box] = {}
-        self._starts: dict[int, _Start] = {}
-        self._langs: dict[LangKey, bool] = {}  # → it is there; False: being made
+        self._starts: dict[int, Start] = {}
         self._sleeping: dict[str, object] = {}  # by digest: which order it is that is carried out
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Event | None = None
@@ -94,6 +74,7 @@ class MicrovmDriver:
             self._pump.watched_by(self._loop)
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._library.pager_died = self._pager_died
+        self._langs = DiskLangs(self._library, self._clock, sink, self._forget_it)
 
     def carry_out(self, effect: m.Effect) -> None:
         self._handlers[type(effect)](effect)  # type: ignore[operator]
@@ -106,41 +87,19 @@ class MicrovmDriver:
         if box is not None and box.pid is not None:
             box.drain_log()
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+    def _do(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # ------------------------------------------------------------ Lang layers
 
     def _raise_lang(self, effect: m.RaiseLang) -> None:
-        self._langs[effect.key] = False
-        self._do(self._raised_lang(effect.key, self._clock()))
-
-    async def _raised_lang(self, key: LangKey, since_s: float) -> None:
-        error: RewarmError | None = None
-        try:
-            if not key.vm_bytes:
-                raise SandboxFailed(f"runtime {key} is not one of a micro-VM")
-            disk_bytes = (await self._library.lang(key)).snapshot.disk_bytes
-        except RewarmError as failure:
-            error = failure
-        if self._langs.get(key) is not False:
-            return  # it was dropped meanwhile
-        if error is None:
-            self._langs[key] = True
-            self._sink.post(m.LangRaised(key, self._clock() - since_s))
-            self._sink.post(m.Measured(key, disk_bytes))
-        else:
-            del self._langs[key]
-            self._sink.post(m.LangExited(key, error))
+        self._do(self._langs.raise_(effect.key))
 
     def _drop_lang(self, effect: m.DropLang) -> None:
-        """There is no process to end. What is on disk stays for the next time, unless it is disk that is short."""
-        if self._langs.pop(effect.key, None) is not None:
-            if effect.reason == "disk":
-                self._forget_it(lang_name(effect.key))
-            self._loop.call_soon(self._sink.post, m.LangExited(effect.key))
+        self._langs.drop(effect.key)
 
     # ------------------------------------------------------------ snapshots of functions
 
@@ -152,7 +111,8 @@ class MicrovmDriver:
         event: m.Slept | m.SleepLost
         try:
             event = m.Slept(recipe.digest, await self._library.publish(recipe))
-        except RewarmError as error:
+        except Exception as failure:
+            error = told(failure, f"no snapshot of {recipe.spec.name} could be made")
             log.warning("%s cannot sleep: %s", recipe.spec.name, error.message)
             event = m.SleepLost(recipe.digest, error)
         if self._sleeping.get(recipe.digest) is order:  # else it was forgotten: nobody waits for an answer
@@ -161,11 +121,11 @@ class MicrovmDriver:
 
     def _forget(self, effect: m.Forget) -> None:
         self._sleeping.pop(effect.revision.digest, None)
-        self._forget_it(effect.revision.digest)
+        self._forget_it(effect.revision.digest, drive=True)
 
-    def _forget_it(self, name: str) -> None:
+    def _forget_it(self, name: str, *, drive: bool = False) -> None:
         try:
-            self._library.forget(name)
+            self._library.forget(name, drive=drive)
         except RewarmError as error:
             log.warning("%s", error.message)
 
@@ -191,7 +151,7 @@ class MicrovmDriver:
     def _fork(self, effect: m.Fork) -> None:
         box = self._boxes[effect.sandbox_id]
         box.spec = effect.spec
-        if self._langs.get(effect.key):
+        if effect.key in self._langs:
             self._loop.call_soon(self._forked, box)
         else:
             self._give_up(box, SandboxFailed(f"an instance could not be made: the runtime {effect.key} has just ended"))
@@ -203,47 +163,53 @@ class MicrovmDriver:
     def _load_user(self, effect: m.LoadUser) -> None:
         box = self._boxes.get(effect.sandbox_id)
         if box is not None and not box.destroyed:
-            self._begin(box, _Start(Recipe.of(effect.revision), asleep=False))
+            self._begin(box, Start(Recipe.of(effect.revision), asleep=False))
 
     def _restore(self, effect: m.Restore) -> None:
         box = self._box(effect.sandbox_id)
         if box is not None:
             box.spec = effect.revision.spec
-            self._begin(box, _Start(Recipe.of(effect.revision), asleep=True))
+            self._begin(box, Start(Recipe.of(effect.revision), asleep=True))
 
-    def _begin(self, box: Box, start: _Start) -> None:
+    def _begin(self, box: Box, start: Start) -> None:
         box.since_s = self._clock()
         self._starts[box.id] = start
         self._do(self._climb(box, start))
 
-    async def _climb(self, box: Box, start: _Start) -> None:
+    async def _climb(self, box: Box, start: Start) -> None:
         """Find what it is restored from, and spawn its machine."""
         library, recipe = self._library, start.recipe
+        start.asset = None
         try:
             asset = await (library.user(recipe) if start.asleep else library.lang_for(recipe))
             if self._boxes.get(box.id) is box:  # else it was destroyed meanwhile
                 self._spawn(box, start, asset)
         except Exception as failure:
-            if not isinstance(failure, RewarmError):
-                log.exception("a micro-VM of %s could not be started", recipe.spec.name)
-            error = failure if isinstance(failure, RewarmError) else SandboxFailed(f"no micro-VM: {failure}")
-            if self._boxes.get(box.id) is box:
-                self._not_spawned(box, start, error)
+            error = told(failure, f"a micro-VM of {recipe.spec.name} could not be started")
+            if self._boxes.get(box.id) is not box:
+                return
+            if isinstance(error, USELESS):
+                self._lost(start, error)
+                if not start.asleep and 0 < start.attempts < _ATTEMPTS:
+                    return await self._climb(box, start)
+            self._give_up(box, error)
 
-    def _not_spawned(self, box: Box, start: _Start, error: RewarmError) -> None:
-        if start.asleep and isinstance(error, SnapshotCorrupt | SnapshotMismatch):
-            self._lost(start, error)
-        self._give_up(box, error)
-
-    def _lost(self, start: _Start, error: RewarmError) -> None:
-        """The function's snapshot is of no use: it goes, and whoever starts it next does without."""
+    def _lost(self, start: Start, error: RewarmError) -> None:
+        """A snapshot is of no use: it goes, and whoever starts the function next does without, or has it made anew."""
+        if not start.asleep:
+            if start.asset is not None:
+                self._library.refuse(start.recipe.spec.lang_key, start.asset.snapshot, error)
+            return
+        if start.asset is not None:  # else the library found out, and has counted it
+            self._library.counts.lost += 1
         log.warning("%s is started without its snapshot: %s", start.recipe.spec.name, error.message)
         self._forget_it(start.recipe.digest)
         self._sink.post(m.SleepLost(start.recipe.digest, error))
 
-    def _spawn(self, box: Box, start: _Start, asset: Asset) -> None:
+    def _spawn(self, box: Box, start: Start, asset: Asset) -> None:
         site, counts = asset.site, asset.site.counts
         start.attempts += 1
+        start.asset = asset
         how = plan(asset.snapshot, site.policy if start.asleep else "lazy", site.means, site.pager)
         how.begin()
         try:
@@ -258,20 +224,21 @@ class MicrovmDriver:
         box.hand_over(self._dialogue.frames, self._maybe_gone, self._dialogue.log)
         machine.when_ended(box.ended)
         box.loading = True  # it may say FAILED
-        box.send(resume_frame(f"{box.spec.name[:_NAME_CHARS_MAX]}-{box.id}"))
         start.deadline = self._loop.call_later(self._restore_deadline_s, self._late, box, start)
-        self._do(self._watch(box, start, machine))
+        start.watch = self._do(self._watch(box, start, machine))
 
-    async def _watch(self, box: Box, start: _Start, machine: Machine) -> None:
-        """QEMU says it if it cannot load the snapshot."""
+    async def _watch(self, box: Box, start: Start, machine: Machine) -> None:
+        """QEMU says it if it cannot load the snapshot, and when the guest goes on: then it is told the time."""
         try:
             await machine.running(2 * self._restore_deadline_s)
+            if not box.released:
+                box.send(resume_frame(f"{box.spec.name[:_NAME_CHARS_MAX]}-{box.id}"))
         except RewarmError as error:
             if not start.resumed:
                 start.error = start.error or error
             box.kill()
 
-    def _late(self, box: Box, start: _Start) -> None:
+    def _late(self, box: Box, start: Start) -> None:
         start.deadline = None
         self._library.counts.hung += 1
         start.error = SandboxFailed(
@@ -281,9 +248,12 @@ class MicrovmDriver:
         box.kill()
 
     def _greet(self, box: Box, frame_type: int, number: int) -> bool:
-        """RESUMED: it runs, and is one of its own."""
+        """RESUMED: it runs, and is one of its own. Before it comes, nothing else may, but FAILED."""
         start = self._starts.get(box.id)
-        if frame_type != wire.RESUMED or start is None or start.resumed:
+        if start is None or start.resumed or (frame_type == wire.FAILED and box.loading):
+            return False
+        if frame_type != wire.RESUMED or not box.loading:
+            box.loading = False  # so that nothing is taken from it any more
             return False
         start.resumed = True
         start.settle()
@@ -340,19 +310,25 @@ class MicrovmDriver:
             return
         start = self._starts[box.id]
         start.settle()
-        again = not start.resumed and box.failure is None and start.attempts < _ATTEMPTS
-        again = again and not isinstance(start.error, SnapshotCorrupt | SnapshotMismatch)
         start.given_up = box.destroyed
         del self._boxes[box.id]
-        self._do(self._gone(box, start, again))
+        self._do(self._gone(box, start))
 
-    async def _gone(self, box: Box, start: _Start, again: bool) -> None:
+    async def _gone(self, box: Box, start: Start) -> None:
         """Release what is left of it; then its end is told, or another machine takes its place."""
         machine, start.machine = start.machine, None
         if machine is not None:
             await machine.close()
+            if box.status is not None:
+                box.status = worker_status(box.status, machine.console)
+        if start.watch is not None:
+            await asyncio.wait({start.watch})  # it may know why
         box.release()
-        if again and not start.given_up:
+        again = not start.resumed and box.failure is None and start.attempts < _ATTEMPTS and not start.given_up
+        if isinstance(start.error, USELESS) and not start.given_up:
+            again = again and not start.asleep
+            self._lost(start, start.error)
+        if again:
             self._library.counts.retries += 1
             start.error = None
             fresh = self._box(box.id, start.attempts + 1)
@@ -362,9 +338,6 @@ class MicrovmDriver:
                 fresh.spec, fresh.since_s = box.spec, box.since_s
                 await self._climb(fresh, start)
             return
-        if start.asleep and isinstance(start.error, SnapshotCorrupt | SnapshotMismatch) and not start.given_up:
-            self._library.counts.lost += 1
-            self._lost(start, start.error)
         del self._starts[box.id]
         self._sink.post(m.Exited(box.id, None if start.given_up else box.failure or start.error or box.why()))
         self._signal_closed()
@@ -373,8 +346,7 @@ class MicrovmDriver:
         """Kill everything and wait until nothing is left (bounded)."""
         self._closing = asyncio.Event()
         self._sleeping.clear()
-        for key in list(self._langs):
-            self._drop_lang(m.DropLang(key, "shutdown"))
+        self._langs.leave()
         for sandbox_id in {*self._boxes, *self._starts}:
             self._destroy(m.Destroy(sandbox_id, "shutdown"))
         await self._library.close()

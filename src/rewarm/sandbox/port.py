@@ -8,12 +8,13 @@ A driver carries effects out without blocking and reports through its sink, on t
 - Run        → RunDone, then `answer` for its requests | Exited
 - Destroy    → Exited without error; nothing but Exited comes for this sandbox any more
 - RaiseLang  → LangRaised                         | LangExited with the reason
-- DropLang   → LangExited
+- DropLang   → LangExited; of a micro-VM's key the snapshot on disk is deleted
 - Restore    → Raised(READY)                      | Exited; SleepLost before it if the snapshot is at fault
 - Sleep      → Slept                              | SleepLost with the reason
 - Forget     → nothing
 
-The last three are for drivers of micro-VMs only, as are RaiseBare with `vm` and Lang keys with `vm_bytes`.
+The last three are for drivers of micro-VMs only, as are RaiseBare with `vm` and Lang keys with `vm_bytes`. Of such
+a key LangFound may come unasked (its snapshot is on disk), and LangExited (it was deleted).
 
 Exited comes exactly once for each sandbox, after everything it held is released: processes reaped, directory removed,
 descriptors closed. A sandbox that dies by itself is Exited with an error that says how. Effects for a sandbox that is

@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from rewarm.errors import BadDefinition, RewarmError, SystemFault
+from rewarm.errors import BadDefinition, RewarmError, SnapshotCorrupt, SystemFault
 from rewarm.snapshot.ahead import Readahead, Span
 from rewarm.snapshot.holes import data_extents
 from rewarm.snapshot.manifest import Snapshot
@@ -68,8 +68,8 @@ def detect_means(cache_dir: Path) -> Means:
 class RestorePlan:
     """One restore. `policy` is what it came down to; spawn the VMM with `env` added to its environment and `pass_fds`.
 
-    `begin` just before the VMM is spawned, `end` once it is, or will not be. The VMM may run as a user that cannot enter
-    the folders of this one: between the two, `env` names files by descriptors that are among `pass_fds`.
+    `begin` just before the VMM is spawned, `end` once it is, or will not be. The VMM may run as a user that cannot
+    enter the folders of this one: between the two, `env` names files by descriptors that are among `pass_fds`.
     """
 
     __slots__ = ("policy", "env", "pass_fds", "memory", "_channel", "_open", "_reads")
@@ -123,7 +123,7 @@ class RestorePlan:
 def plan(snapshot: Snapshot, wanted: str, means: Means, pager: PagerClient | None = None) -> RestorePlan:
     """How to restore `snapshot` by the policy `wanted`, or by the best one that there are means for.
 
-    Raises BadDefinition for a policy that nobody knows, SnapshotCorrupt if the layout is damaged.
+    Raises BadDefinition for a policy that nobody knows, SnapshotCorrupt if the layout is damaged or the memory missing.
     """
     if wanted not in (AUTO, *POLICIES, *EXPERIMENTS):
         raise BadDefinition(f"no restore policy {wanted!r}; there are {', '.join((AUTO, *POLICIES))}")
@@ -137,8 +137,15 @@ def plan(snapshot: Snapshot, wanted: str, means: Means, pager: PagerClient | Non
             channel = pager.serve(snapshot)
         except RewarmError:
             return plan(snapshot, _NEXT[policy], means)
-    env = _environment(policy, snapshot, means, channel)
-    return RestorePlan(policy, snapshot.memory, env, _reads(policy, snapshot), channel)
+    try:
+        env = _environment(policy, snapshot, means, channel)
+        return RestorePlan(policy, snapshot.memory, env, _reads(policy, snapshot), channel)
+    except BaseException as error:
+        if channel is not None:
+            channel.close()
+        if isinstance(error, OSError):
+            raise SnapshotCorrupt(f"the memory of a snapshot cannot be used: {error}") from error
+        raise
 
 
 def _possible(policy: str, snapshot: Snapshot, means: Means, pager: PagerClient | None) -> bool:

@@ -145,7 +145,7 @@ def why_not() -> str | None:
     with suppress(OSError):
         os.close(descriptor)
     if os.geteuid() == 0 and not os.path.exists(DEVICE) and not _for_everybody():
-        return f"there is no {DEVICE} (Linux ≥ 6.1), and root's VMMs run as other users: set vm.unprivileged_userfaultfd=1"
+        return f"there is no {DEVICE} (Linux ≥ 6.1), and root's VMMs are not root: set vm.unprivileged_userfaultfd=1"
     return None
 
 

@@ -18,6 +18,7 @@ absent.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -66,6 +67,7 @@ class Home:
             home = cls(path, _lock(path))
             try:
                 home._check_format(disk)
+                home._close_to_others()
                 # Only now: tmp and run of a directory that is not ours, or of a server that lives, must not be touched.
                 kept = (home.artifacts_dir, home.weights_dir, home.packs_dir, home.tensors_dir, home.profiles_dir)
                 for folder in (*kept, home.snapshots_dir, home.tmp_dir, home.run_dir):
@@ -109,6 +111,13 @@ class Home:
 
     def __repr__(self) -> str:
         return f"<Home {self.path} {'closed' if self._lock_fd is None else 'open'}>"
+
+    def _close_to_others(self) -> None:
+        """Code, weights and snapshots of memory are the owner's alone, whoever made the directories and how."""
+        for folder in (self.path, self.path / "microvm"):
+            if folder.is_dir() and folder.stat().st_mode & 0o077:
+                with contextlib.suppress(PermissionError):  # of a volume that belongs to root and is writable for us
+                    folder.chmod(0o700)
 
     def _check_format(self, disk: Disk) -> None:
         """Reads home.json, or writes it if this is the first start."""

@@ -21,11 +21,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rewarm.errors import MicrovmUnavailable, SandboxFailed, SnapshotFailed
+from rewarm.errors import MicrovmUnavailable, SandboxFailed, SnapshotFailed, SystemFault
+from rewarm.guest import find_guest
 from rewarm.vmm import kvm
 from rewarm.vmm.child import Child
 from rewarm.vmm.firecracker_api import FirecrackerApi, FirecrackerError
-from rewarm.vmm.qemu import Hardware, kernel_words
+from rewarm.vmm.qemu import Hardware, find_qemu, kernel_words
 
 if TYPE_CHECKING:
     from rewarm.snapshot.restore import RestorePlan
@@ -72,14 +73,17 @@ def find_firecracker(binary: str = _BINARY) -> Firecracker:
     return Firecracker(Path(found), version)
 
 
-def available(binary: str = _BINARY) -> tuple[bool, str]:
-    """Whether Firecracker could be used here, and why (not). Whether KVM boots a guest is for `kvm.verdict` to say."""
+def available(home_dir: Path, binary: str = _BINARY) -> tuple[bool, str]:
+    """Whether Firecracker could be used here, and why (not). Blocks as `kvm.verdict`, whose boot probe has to agree."""
     try:
         found = find_firecracker(binary)
-    except MicrovmUnavailable as error:
+        why_not = kvm.obstacle()
+        if why_not is not None:
+            return False, f"it needs KVM: {why_not}"
+        accel = kvm.verdict(home_dir, find_guest(home_dir), find_qemu())
+    except SystemFault as error:
         return False, error.message
-    why_not = kvm.obstacle()
-    return (True, str(found.path)) if why_not is None else (False, f"it needs KVM: {why_not}")
+    return (True, str(found.path)) if accel.name == "kvm" else (False, f"it needs KVM: {accel.why}")
 
 
 class FirecrackerMachine:

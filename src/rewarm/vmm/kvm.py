@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from rewarm.errors import SystemFault
 from rewarm.guest import GuestFiles
-from rewarm.vmm.qemu import KVM_DEVICE, Qemu, probe_command
 from rewarm.vmm.handed import Handed
+from rewarm.vmm.qemu import KVM_DEVICE, Qemu, probe_command
 from rewarm.vmm.spawn import spawn
 from rewarm.vmm.tsc import host_tsc_khz
 from rewarm.vmm.user import take_uid

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ _UNREADABLE = ("load of migration failed", "error while loading state", "migrati
 _COMPLAINT = re.compile(r"qemu[\w-]*: (?!warning: )")
 _COMPLAINTS_MAX = 3  # the cause comes before what follows from it
 _LAST_WORDS_WAIT_S = 1.0
+_QUOTED_CHARS_MAX = 300
+_COMPLAINT_CHARS_MAX = 1000  # it comes behind the option that it is about
 _CAPABILITIES: Command = ("qmp_capabilities", {})
 
 
@@ -38,6 +41,11 @@ def _migration(name: str, state: Path) -> list[Command]:
         ("migrate-set-capabilities", {"capabilities": [ignore]}),
         (name, {"channels": [{"channel-type": "main", "addr": address}]}),
     ]
+
+
+def quoted(line: str, chars_max: int = _QUOTED_CHARS_MAX) -> str:
+    """What a guest wrote, fit to stand in a message."""
+    return "".join(letter for letter in line[: 2 * chars_max] if letter.isprintable())[:chars_max]
 
 
 class Machine:
@@ -53,6 +61,7 @@ class Machine:
         env: Mapping[str, str] | None = None, pass_fds: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
         """Use `boot` or `restore`."""
+        self.since_s = time.monotonic()  # when it was begun
         self.uid = take_uid()
         self._memory = memory
         self._state = state
@@ -140,7 +149,7 @@ class Machine:
         """Why a restored guest does not run."""
         with contextlib.suppress(TimeoutError):  # what it says as it ends tells more than that it has ended
             await asyncio.wait_for(self.wait(), _LAST_WORDS_WAIT_S)
-        words = self.last_words() or str(refusal)
+        words = self.last_words() or self._handed.told(str(refusal))
         if self.status is not None and os.WIFEXITED(self.status) and any(word in words for word in _UNREADABLE):
             return SnapshotCorrupt(f"{self._state} is damaged or of another machine: {words}")
         return SandboxFailed(f"a micro-VM did not wake: {words}")
@@ -148,8 +157,8 @@ class Machine:
     async def snapshot(self, state: Path, timeout_s: float = 30.0) -> None:
         """Save the guest's state in the file `state` and end the machine; its memory file is the other half.
 
-        The guest runs until it is saved and again from where it was when it is restored. Raises SnapshotFailed, also for
-        a machine that was restored without a copy, whose memory is in no file; `close` it then.
+        The guest runs until it is saved and again from where it was when it is restored. Raises SnapshotFailed, also
+        for a machine that was restored without a copy, whose memory is in no file; `close` it then.
         """
         if self._saved is None:
             raise SnapshotFailed("a micro-VM cannot be saved: what it writes to its memory is not kept")
@@ -228,5 +237,6 @@ class Machine:
     def last_words(self) -> str:
         """One line: what QEMU complained about, else the last of the guest's console; empty if there is neither."""
         lines = [line.strip() for line in self.console.splitlines() if line.strip()]
-        complaints = [line.partition(": ")[2] for line in lines if _COMPLAINT.match(line)]
-        return "; ".join(complaints[-_COMPLAINTS_MAX:] or lines[-1:])
+        complaints = [line.partition(": ")[2] for line in lines if _COMPLAINT.match(line)][-_COMPLAINTS_MAX:]
+        told = [quoted(complaint, _COMPLAINT_CHARS_MAX) for complaint in complaints]
+        return "; ".join(told or map(quoted, lines[-1:]))

@@ -7,12 +7,16 @@
 
 Both leave finished files in a folder of the caller's, who places it. Every wait has a deadline; a machine that has not
 come up by then is killed and tried again, at most `RETRIES` times (2 of 35 boots under TCG hang), and both are counted.
+
+QEMU writes the guest's memory through a shared mapping, so where the disk is full it ends by SIGBUS, whatever it does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -27,7 +31,7 @@ from rewarm.errors import FunctionError, FunctionTimeout, SandboxFailed, Snapsho
 from rewarm.facts.function import FunctionSpec
 from rewarm.snapshot import holes, loading, manifest, record, restore
 from rewarm.snapshot.manifest import Snapshot
-from rewarm.vmm.machine import Machine
+from rewarm.vmm.machine import Machine, quoted
 from rewarm.vmm.site import Images, Site
 from rewarm.vmm.talk import Talk
 
@@ -35,11 +39,13 @@ T = TypeVar("T")
 
 RETRIES = 2
 BOOT_CPU_S = 60.0  # a boot takes 7 to 15 s of a core under TCG; one that hangs spins
-BOOT_DEADLINE_S = 240.0  # however busy the machine is
+BOOT_DEADLINE_S = 150.0  # however busy the machine is; two of them fit into what the core gives a start (core.state)
 RESTORE_DEADLINE_S = 20.0
 LOAD_DEADLINE_S = 120.0  # user code imports and constructs what it needs
 CALL_DEADLINE_S = 30.0  # beside the function's own timeout
 _CPU_POLL_S = 1.0
+_BOOT_BYTES = 512 << 20  # what a guest has written to when its packages are imported, large ones included
+_END_WAIT_S = 1.0  # its sockets close before it is reaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +80,19 @@ async def publish_lang(site: Site, subject: str, images: Images, folder: Path) -
     """
     since_s = time.monotonic()
     memory = folder / manifest.MEMORY_NAME
+    check_room(folder, min(_BOOT_BYTES, images.memory_bytes))
 
     async def boot() -> float:
         memory.unlink(missing_ok=True)
         site.counts.boots += 1
         machine = Machine.boot(site.hardware(images), memory)
         try:
-            with Talk(machine) as talk:
-                async with asyncio.timeout(BOOT_DEADLINE_S) as deadline, _spinning(machine.pid, deadline):
-                    await talk.hello()
-                booted_s = time.monotonic() - since_s
-                await machine.snapshot(folder / manifest.STATE_NAME)
+            async with _in_room(machine, memory):
+                with Talk(machine) as talk:
+                    async with asyncio.timeout(BOOT_DEADLINE_S) as deadline, _spinning(machine.pid, deadline):
+                        await talk.hello()
+                    booted_s = time.monotonic() - since_s
+                    await machine.snapshot(folder / manifest.STATE_NAME)
                 return booted_s
         finally:
             await machine.close()
@@ -107,12 +115,11 @@ async def publish_user(
     """
     since_s = time.monotonic()
     memory = folder / manifest.MEMORY_NAME
-    await in_thread(copy_sparse, lang.memory, memory)
-    began_s = time.monotonic()
+    check_room(folder, min(lang.disk_bytes, images.memory_bytes))
     async with restored(site, lang, images, "publishing", "lazy", memory=memory) as (machine, talk):
         async with _limit(LOAD_DEADLINE_S, f"{order.spec.name!r} was not loaded"):
             await talk.load(order.load)
-        cold_s = time.monotonic() - began_s
+        cold_s = time.monotonic() - machine.since_s
         for sample in order.samples:
             await _call(talk, order.spec, sample)
         async with _limit(LOAD_DEADLINE_S, f"the before_snapshot hooks of {order.spec.name!r} were not done"):
@@ -161,10 +168,12 @@ async def restored(
 ) -> AsyncIterator[tuple[Machine, Talk]]:  # fmt: skip
     """A guest from `snapshot` that was RESUMED as `instance`; it is killed at the end.
 
-    With `memory`, a copy of the snapshot's that it may write to, it can be made a snapshot of in turn.
+    With `memory`, where a copy of the snapshot's is made that it may write to, it can be made a snapshot of in turn.
     """
 
     async def up() -> tuple[Machine, Talk]:
+        if memory is not None:
+            await in_thread(copy_sparse, snapshot.memory, memory)  # each time: one that was killed has written to it
         plan = restore.plan(snapshot, policy, site.means, site.pager)
         plan.begin()
         try:
@@ -175,9 +184,9 @@ async def restored(
         site.counts.policies[plan.policy] += 1
         talk = Talk(machine)
         try:
-            async with asyncio.timeout(RESTORE_DEADLINE_S):
-                await talk.send_resume(instance)  # it waits in the port
+            async with _in_room(machine, memory), asyncio.timeout(RESTORE_DEADLINE_S):
                 await machine.running(2 * RESTORE_DEADLINE_S)
+                await talk.send_resume(instance)  # now, for it tells the time
                 await talk.resumed()
         except BaseException:
             talk.close()
@@ -187,10 +196,40 @@ async def restored(
 
     machine, talk = await _tried(site, f"a machine restored from {snapshot.folder.name}", up)
     try:
-        yield machine, talk
+        async with _in_room(machine, memory):
+            yield machine, talk
     finally:
         talk.close()
         await machine.close()
+
+
+def check_room(folder: Path, need_bytes: int) -> None:
+    """Raises SnapshotFailed if the disk of `folder` has not even so much left."""
+    try:
+        disk = os.statvfs(folder)
+    except OSError as error:
+        raise SnapshotFailed(f"no snapshot could be made: {error}") from error
+    free_bytes = disk.f_bavail * disk.f_frsize
+    if free_bytes < need_bytes:
+        figures = f"{need_bytes >> 20} MB are needed and {free_bytes >> 20} MB are free"
+        raise SnapshotFailed(f"no space for a snapshot in {folder}: {figures}; make room or lower --disk")
+
+
+@asynccontextmanager
+async def _in_room(machine: Machine, memory: Path | None) -> AsyncIterator[None]:
+    """Says SnapshotFailed of a machine that ended because there was no room in the file `memory`."""
+    try:
+        yield
+    except (SandboxFailed, SnapshotFailed) as error:
+        if memory is None:
+            raise
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(machine.wait(), _END_WAIT_S)
+        if machine.status is None or not os.WIFSIGNALED(machine.status) or os.WTERMSIG(machine.status) != signal.SIGBUS:
+            raise
+        raise SnapshotFailed(
+            f"no space for the memory of a micro-VM in {memory.parent}: make room or lower --disk"
+        ) from error
 
 
 @asynccontextmanager
@@ -236,7 +275,7 @@ async def _call(talk: Talk, spec: FunctionSpec, sample: wire.AnyItem) -> None:
         ((status, _, _, _, body),) = await talk.run([sample], spec.timeout_s)
     if status >= 400:
         try:
-            said = str(orjson.loads(body)["error"])
+            said = quoted(str(orjson.loads(body)["error"]))
         except (KeyError, TypeError, ValueError):
             said = f"status {status}"
         hint = "mend the sample" if spec.samples else "give one that works: --sample FILE, or samples=[…]"
@@ -269,7 +308,8 @@ async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
 
 
 def copy_sparse(source: Path, target: Path) -> None:
-    """A copy with the same holes. Raises OSError."""
+    """A copy with the same holes, in the place of what is there. Raises OSError."""
+    target.unlink(missing_ok=True)
     with source.open("rb") as reader, target.open("xb") as writer:
         end = reader.seek(0, os.SEEK_END)
         writer.truncate(end)

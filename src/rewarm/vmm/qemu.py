@@ -20,16 +20,21 @@ from rewarm.vmm.tsc import host_tsc_khz
 #: Names of the guest's two virtio-serial ports (/sys/class/virtio-ports/*/name): frames, and what code writes.
 FN_PORT, LOG_PORT = "rewarm.fn", "rewarm.log"
 #: No AVX: QEMU's emulation of it is not right everywhere, and a snapshot should not depend on the host's CPU.
-CPU = "Nehalem-v1"
+#: ARAT: its timer goes on while it waits. Linux does not stop the tick of an idle guest otherwise, 250 times a second.
+CPU = "Nehalem-v1,arat=on"
 KVM_DEVICE = "/dev/kvm"
 
 _BINARY = "qemu-system-x86_64"
 _VERSION_MIN = (8, 2)  # the first with a `file:` migration that `-sandbox` allows
-_VERSION = re.compile(r"version (\d+)\.(\d+)(?:\.(\d+))?")
+_VERSION = re.compile(r"version (\d+)\.(\d+)(?:\.(\d+))?[^\s(]*(?: \(([^)\n]*)\))?")
 _VERSION_WAIT_S = 10.0
 _PROBE_MEMORY_BYTES = 256 << 20
 # init_on_free: pages that the guest has freed are zero, so the snapshot has holes there (FaaSnap's sanitising).
-_KERNEL_WORDS = "console=ttyS0 quiet reboot=t panic=-1 cryptomgr.notests init_on_alloc=0 init_on_free=1"
+# The second line: what a guest has no use for, and would do at every wake and every few seconds after it.
+_KERNEL_WORDS = (
+    "console=ttyS0 quiet reboot=t panic=-1 cryptomgr.notests init_on_alloc=0 init_on_free=1 "
+    "psi=0 cgroup_disable=memory lsm= sysctl.vm.compaction_proactiveness=0"
+)
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -38,10 +43,16 @@ class Qemu(NamedTuple):
 
     path: Path
     version: tuple[int, int, int]
+    package: str = ""  # which build of it, as its distribution calls it
 
     @property
     def version_text(self) -> str:
         return ".".join(map(str, self.version))
+
+    @property
+    def build_text(self) -> str:
+        """Two builds of one version need not read each other's snapshots."""
+        return f"{self.version_text} ({self.package})" if self.package else self.version_text
 
 
 def find_qemu(binary: str = _BINARY) -> Qemu:
@@ -58,7 +69,7 @@ def find_qemu(binary: str = _BINARY) -> Qemu:
     match = _VERSION.search(told)
     if match is None:
         raise MicrovmUnavailable(f"{found} does not tell its version; install another with: make system-deps")
-    qemu = Qemu(Path(found), (int(match[1]), int(match[2]), int(match[3] or 0)))
+    qemu = Qemu(Path(found), (int(match[1]), int(match[2]), int(match[3] or 0)), match[4] or "")
     if qemu.version < _VERSION_MIN:
         oldest = ".".join(map(str, _VERSION_MIN))
         raise MicrovmUnavailable(
@@ -89,12 +100,23 @@ class Ends(NamedTuple):
     monitor: int
 
 
+def cpu_text(accel: str) -> str:
+    """The processor that a snapshot is bound to: a restored guest trusts the rate of its counter.
+
+    In whole MHz, which two measurements agree on: they differ by less than 0.1 ‰.
+    """
+    khz = host_tsc_khz() if accel == "tcg" else None
+    return f"{CPU},tsc={round(khz / 1000)}MHz" if khz else CPU
+
+
 def kernel_words(accel: str, packages: tuple[str, ...] = ()) -> str:
     """The guest kernel's command line; the guest's first script reads the names of `packages` from it."""
     khz = host_tsc_khz() if accel == "tcg" else None  # KVM tells its guests by itself
     clock = f" no_timer_check tsc=reliable tsc_early_khz={khz}" if khz else ""
+    # An emulated processor does not speculate, so what Linux does about that is of no use.
+    guards = " mitigations=off" if accel == "tcg" else ""
     imports = f" rewarm.packages={','.join(packages)}" if packages else ""
-    return _KERNEL_WORDS + clock + imports
+    return _KERNEL_WORDS + clock + guards + imports
 
 
 def command(
@@ -113,8 +135,8 @@ def command(
     if not shared:
         backend |= {"readonly": True, "rom": "off"}
     words = [
-        *_bare(hw.qemu, hw.accel, hw.cpu, hw.memory_bytes, kvm_fd), "-object", json.dumps(backend),
-        "-machine", "memory-backend=ram",
+        *_bare(hw.qemu, hw.accel, hw.cpu, hw.memory_bytes, kvm_fd),
+        "-object", json.dumps(backend), "-machine", "memory-backend=ram",
         "-kernel", str(hw.kernel), "-initrd", str(hw.initrd), "-append", kernel_words(hw.accel, hw.packages),
     ]  # fmt: skip
     for number, drive in enumerate(hw.drives):
@@ -143,6 +165,6 @@ def _bare(qemu: Qemu, accel: str, cpu: str, memory_bytes: int, kvm_fd: int | Non
     accelerator = accel if kvm_fd is None else f"{accel},device=/dev/fdset/1"
     return [
         str(qemu.path), *device, "-M", "microvm", "-accel", accelerator, "-cpu", cpu, "-smp", "1",
-        "-m", f"{memory_bytes}B", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-sandbox", _SANDBOX,
-        "-chardev", "file,id=console,path=/proc/self/fd/1", "-serial", "chardev:console",
+        "-m", f"{memory_bytes}B", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+        "-sandbox", _SANDBOX, "-chardev", "file,id=console,path=/proc/self/fd/1", "-serial", "chardev:console",
     ]  # fmt: skip

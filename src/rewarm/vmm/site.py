@@ -12,7 +12,7 @@ from rewarm.snapshot.manifest import Platform
 from rewarm.snapshot.pager_client import PagerClient
 from rewarm.snapshot.restore import Means, detect_means
 from rewarm.vmm.kvm import Accel, verdict
-from rewarm.vmm.qemu import CPU, Hardware, Qemu, find_qemu
+from rewarm.vmm.qemu import CPU, Hardware, Qemu, cpu_text, find_qemu
 
 
 class Images(NamedTuple):
@@ -62,8 +62,8 @@ class Site:
         sha256 = self.guest.sha256
         return Platform(
             kernel=sha256["kernel"], initrd=sha256["initrd"], rootfs=sha256["rootfs"], packages=images.packages.stem,
-            function=images.function.stem, qemu=self.qemu.version_text, machine="microvm", cpu=CPU,
-            accel=self.accel.name, memory_bytes=images.memory_bytes,
+            function=images.function.stem, qemu=self.qemu.build_text, machine="microvm",
+            cpu=cpu_text(self.accel.name), accel=self.accel.name, memory_bytes=images.memory_bytes,
         )  # fmt: skip
 
 

@@ -8,9 +8,8 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-
-#: What a process gives up that gets a user of its own. (In this order: a change of user clears the signal.)
-_ALONE = ("--clear-groups", "--inh-caps", "-all", "--bounding-set", "-all", "--no-new-privs")
+#: What a process gives up that gets a user of its own.
+_GIVEN_UP = ("--clear-groups", "--inh-caps", "-all", "--bounding-set", "-all", "--no-new-privs")
 
 
 def spawn(
@@ -19,15 +18,16 @@ def spawn(
 ) -> int:  # fmt: skip
     """The pid of a new process, a child of this one in a process group of its own. Raises OSError.
 
-    It is killed when the thread that called this ends. The signal is bound to whoever is the parent when `setpriv` asks
-    for it; the shell then looks whether that was still us. Neither sees `env`, which may name a library to preload. Its
-    output goes to `output_fd`; of the environment it gets PATH and `env`. With `uid`, that is its user and its group,
-    and it has no capability, nor can it get any. Nobody but the caller waits for its end.
+    It is killed when the thread that called this ends. `setpriv` asks for the signal last, since a change of user
+    clears it, and it is bound to whoever is the parent then; the shell looks whether that was still us. Neither sees
+    `env`, which may name a library to preload. The output goes to `output_fd`; of the environment it gets PATH and
+    `env`. With `uid`, that is its user and its group, and it has no capability, nor can it get any. Nobody but the
+    caller waits for its end.
     """
     become: list[str] = []
     if uid is not None:
         os.fchown(output_fd, uid, uid)  # a pipe may be opened anew through /proc by its owner alone
-        become = ["--reuid", str(uid), "--regid", str(uid), *_ALONE]
+        become = ["--reuid", str(uid), "--regid", str(uid), *_GIVEN_UP]
     exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in env.items())
     script = f'[ "$PPID" = {os.getpid()} ] || exit 1; {exports}exec "$@"'
     process = subprocess.Popen(

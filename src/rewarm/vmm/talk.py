@@ -13,11 +13,11 @@ import orjson
 
 from rewarm import wire
 from rewarm.errors import RewarmError, SandboxFailed, from_code
-from rewarm.vmm.machine import Machine
+from rewarm.vmm.machine import Machine, quoted
 
 _READ_BYTES = 1 << 16
 _LOG_TAIL_BYTES = 1 << 16
-SEED_BYTES = 64
+_NONSENSE = (ValueError, KeyError, TypeError, AttributeError, wire.WireError)  # what reading it raises
 
 
 class Said(NamedTuple):
@@ -26,6 +26,7 @@ class Said(NamedTuple):
     kind: int
     flag: int
     items: int
+    sequence: int
     frame: bytes
 
     @property
@@ -35,8 +36,7 @@ class Said(NamedTuple):
 
 def resume_frame(instance: str) -> bytes:
     """What every restored guest is told first: randomness, the time of day and who it is. A fresh one each time."""
-    order = {"seed": os.urandom(SEED_BYTES).hex(), "wall_s": time.time(), "instance": instance}
-    return wire.encode_plain(wire.RESUME, orjson.dumps(order))
+    return wire.encode_resume(os.urandom(wire.SEED_BYTES), time.time_ns(), instance)
 
 
 class Talk:
@@ -49,7 +49,7 @@ class Talk:
         self.log = b""  # the last of what it wrote
         self._machine = machine
         self._loop = asyncio.get_running_loop()
-        self._reader = wire.Reader(wire.FRAME_BYTES_MAX)
+        self._reader = wire.Reader()
         self._frames: deque[bytes] = deque()
         self._sequence = 0
         self._listening = True
@@ -96,33 +96,38 @@ class Talk:
 
     async def heard(self, *kinds: int) -> Said:
         """The next frame, which must be of one of `kinds`. Raises SandboxFailed; for FAILED the error it names."""
-        while not self._frames:
-            try:
-                chunk = await self._loop.sock_recv(self._machine.fn, _READ_BYTES)
-            except OSError:
-                chunk = b""
-            if not chunk:
-                raise self.lost()
-            try:
-                self._frames.extend(self._reader.feed(chunk))
-            except wire.WireError as error:
-                raise SandboxFailed(f"the guest does not speak our protocol: {error}") from None
-        frame = self._frames.popleft()
-        _, kind, flag, items, _, _ = wire.HEAD.unpack_from(frame)
-        said = Said(kind, flag, items, frame)
-        if kind == wire.NOTED and wire.NOTED not in kinds:
-            return await self.heard(*kinds)
-        if kind == wire.FAILED:
-            raise _failure(said.body)
-        if kind not in kinds:
-            raise SandboxFailed(f"the guest sent a frame of type {kind}, where one of {sorted(kinds)} was due")
-        return said
+        while True:
+            while not self._frames:
+                await self._more()
+            frame = self._frames.popleft()
+            _, kind, flag, items, _, sequence = wire.HEAD.unpack_from(frame)
+            said = Said(kind, flag, items, sequence, frame)
+            if kind in kinds:
+                return said
+            if kind == wire.FAILED:
+                raise _failure(said.body)
+            if kind != wire.NOTED:
+                raise SandboxFailed(f"the guest sent a frame of type {kind}, where one of {sorted(kinds)} was due")
+
+    async def _more(self) -> None:
+        """Read what it has sent, once."""
+        await asyncio.sleep(0)  # reading does not wait while there is something: one that never ends must not stop us
+        try:
+            chunk = await self._loop.sock_recv(self._machine.fn, _READ_BYTES)
+        except OSError:
+            chunk = b""
+        if not chunk:
+            raise self.lost()
+        try:
+            self._frames.extend(self._reader.feed(chunk))
+        except wire.WireError as error:
+            raise _nonsense(error) from None
 
     def lost(self) -> RewarmError:
         """It ended: why, as far as it said."""
         self._log_readable()
         lines = self.log.decode("utf-8", "replace").strip().splitlines()
-        words = self._machine.last_words() or (lines[-1] if lines else "it said nothing")
+        words = self._machine.last_words() or (quoted(lines[-1]) if lines else "it said nothing")
         return SandboxFailed(f"the micro-VM ended: {words}")
 
     # ------------------------------------------------------------ what is said
@@ -142,8 +147,11 @@ class Talk:
     async def load(self, order: dict[str, Any]) -> dict[str, float]:
         """→ {"user_s", "ready_s"}. Raises what became of the user's code."""
         await self.send(wire.encode_plain(wire.LOAD, orjson.dumps(order)))
-        timings: dict[str, float] = orjson.loads((await self.heard(wire.LOADED)).body)
-        return timings
+        said = await self.heard(wire.LOADED)
+        try:
+            return {str(name): float(seconds) for name, seconds in orjson.loads(said.body).items()}
+        except _NONSENSE as error:
+            raise _nonsense(error) from None
 
     async def freeze(self) -> None:
         """The hooks before a snapshot, and a tidy heap."""
@@ -151,14 +159,23 @@ class Talk:
         await self.heard(wire.FROZEN)
 
     async def run(self, items: Sequence[wire.AnyItem], limit_s: float) -> list[wire.AnyAnswer]:
-        """One batch."""
+        """One batch; as many answers as there are items."""
         self._sequence += 1
-        await self.send(wire.encode_run(items, self._sequence, int(limit_s * 1e3)))
-        said = await self.heard(wire.REPLY)
+        self._reader.limit = wire.reply_bytes_max(len(items))
         try:
+            await self.send(wire.encode_run(items, self._sequence, int(limit_s * 1e3)))
+            said = await self.heard(wire.REPLY)
+            if (said.items, said.sequence) != (len(items), self._sequence):
+                raise wire.WireError(f"{said.items} answers to batch {said.sequence}")
             return wire.decode_reply(said.frame, said.items, said.flag)
-        except wire.WireError as error:
-            raise SandboxFailed(f"the guest does not speak our protocol: {error}") from None
+        except _NONSENSE as error:
+            raise _nonsense(error) from None
+        finally:
+            self._reader.limit = wire.CONTROL_BYTES_MAX
+
+
+def _nonsense(error: Exception) -> SandboxFailed:
+    return SandboxFailed(f"the guest does not speak our protocol: {quoted(str(error))}")
 
 
 def _failure(body: bytes) -> RewarmError:

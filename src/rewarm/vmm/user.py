@@ -61,7 +61,8 @@ def _capabilities() -> int:
 def _mapped(first: int, count: int) -> bool:
     """Whether all these exist as users and groups of this namespace."""
     for name in ("uid_map", "gid_map"):
-        spans = [[int(word) for word in line.split()] for line in Path("/proc/self", name).read_text("ascii").splitlines()]
+        lines = Path("/proc/self", name).read_text("ascii").splitlines()
+        spans = [[int(word) for word in line.split()] for line in lines]
         if not any(begin <= first and first + count <= begin + size for begin, _, size in spans):
             return False
     return True

@@ -30,6 +30,7 @@ _BUFFER_DTYPE = {"d": np.dtype("f8"), "i": np.dtype("i8"), "u": np.dtype("u8")}
 _CARRIED = frozenset({*(np.dtype(name).type for name in DTYPES), np.str_, np.bytes_})
 
 _OPENING, _CLOSING = b"[]"
+_NESTED_OR_SPACE = b"[ \n\t\r"  # after an opening bracket: not a flat list, or not plainly one
 _JOINT_SIZE_MAX = 64  # above this, counting commas costs more than parsing together saves
 
 
@@ -58,6 +59,11 @@ class ArrayEngine:
             and first.dtype.kind in _BUFFER_TYPE and first.dtype.itemsize >= 2
         )  # fmt: skip
         self._flat_rows = self._fast and first.tensor is not None and len(first.tensor.shape) == 1
+        # Rows that are decoded together. Smaller integers have ranges of their own to be checked.
+        self._joint = (
+            self._flat_rows and first.size is not None and first.size <= _JOINT_SIZE_MAX
+            and first.dtype is not None and (first.dtype.kind == "f" or first.dtype.itemsize == 8)
+        )  # fmt: skip
 
     def run(self, items: list[wire.Item], limit_ms: int) -> answers.Outcome:
         """One answer per item, in order."""
@@ -110,12 +116,13 @@ class ArrayEngine:
             if any(len(body) != row_bytes for body in bodies):
                 return None
             return np.frombuffer(bytearray().join(bodies), spec.dtype).reshape(len(bodies), spec.size)
-        if kind != wire.KIND_JSON or not self._flat_rows or spec.size > _JOINT_SIZE_MAX or spec.dtype.kind != "f":
+        if kind != wire.KIND_JSON or not self._joint:
             return None
         text = joint_text(bodies, spec.size)
         if text is None:
             return None
-        return _numbers(self._parser, text, "d").reshape(len(bodies), spec.size).astype(spec.dtype)
+        numbers = _numbers(self._parser, text, _BUFFER_TYPE[spec.dtype.kind])
+        return numbers.reshape(len(bodies), spec.size).astype(spec.dtype)
 
     def _run_fast(self, items: list[wire.Item], results: list[wire.Answer | None]) -> int:
         spec = self._inputs[0]
@@ -150,7 +157,7 @@ class ArrayEngine:
             batch[index] = np.frombuffer(body, batch.dtype)
             return
         head = bytes(body[:2])
-        if self._flat_rows and head[:1] == b"[" and head[1:] not in b"[ \n\t\r":
+        if self._flat_rows and len(head) == 2 and head[0] == _OPENING and head[1] not in _NESTED_OR_SPACE:
             buffer_type = _BUFFER_TYPE[batch.dtype.kind]
             try:
                 row: Array | None = _numbers(self._parser, body, buffer_type)

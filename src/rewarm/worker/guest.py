@@ -1,4 +1,4 @@
-"""The worker inside a micro-VM: an instance whose connection is a port of the machine.
+"""The worker inside a micro-VM: an instance whose connection is a port of the machine (see `ports`).
 
     python3 -m rewarm.worker.guest PACKAGE…
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import gc
-import io
 import json
 import os
 import socket
@@ -20,7 +19,6 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -28,24 +26,24 @@ import orjson
 from rewarm import hooks, wire
 from rewarm.worker import instance
 from rewarm.worker.identity import reseed
-from rewarm.worker.stream import Stream
+from rewarm.worker.ports import connect
+from rewarm.worker.stream import Channel, Stream
 from rewarm.worker.user import MEANINGS, UserError, one_line
 from rewarm.worker.zygote import preload
 
 if TYPE_CHECKING:
     from rewarm.worker.weights import Weights
 
-FRAMES_PORT, LOG_PORT = "rewarm.fn", "rewarm.log"
-_PORTS = Path("/sys/class/virtio-ports")
-_PORTS_WAIT_S = 10.0
 _FUNCTION_DRIVE, _FUNCTION_DIR = "/dev/vdc", "/fn"
-
-_HOST_AWAY_S = 60.0
-_HOST_POLL_S = 0.002
 
 # linux/random.h, linux/fs.h, sys/mount.h
 _RNDADDENTROPY, _RNDRESEEDCRNG, _BLKFLSBUF = 0x40085203, 0x5207, 0x1261
+# The head of a struct rand_pool_info: how many bits of a seed are random, how many bytes it has. A bytearray, since
+# `ioctl` takes anything else for one first, and makes up an error.
+_POOL_HEAD = bytearray(struct.pack("ii", 8 * wire.SEED_BYTES, wire.SEED_BYTES))
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOATIME = 1, 2, 4, 1024
+
+_RESUMED = wire.encode_plain(wire.RESUMED)
 
 #: What user code meets here and not in a process of its own.
 _NO_NETWORK = "a micro-VM has no network"
@@ -59,61 +57,26 @@ _MEANINGS = {
 
 def main(packages: list[str]) -> None:
     """Never returns."""
-    log = os.open(_port(LOG_PORT), os.O_WRONLY)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    channel = connect()
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    port = Port(os.open(_port(FRAMES_PORT), os.O_RDWR))
-    instance.end_with(lambda: Guest(port, Machine()).live(packages))
-
-
-def _port(name: str) -> str:
-    """The device of the port that the host named so. Raises FileNotFoundError if it does not appear."""
-    until_s = time.monotonic() + _PORTS_WAIT_S
-    while True:
-        for folder in _PORTS.iterdir() if _PORTS.is_dir() else ():
-            if (folder / "name").read_text().strip() == name:
-                return f"/dev/{folder.name}"
-        if time.monotonic() > until_s:
-            raise FileNotFoundError(f"the host gave this machine no port {name}")
-        time.sleep(_HOST_POLL_S)
-
-
-class Port:
-    """A virtio-serial port as a channel. It reads as ended while the host is away, and takes 32 KiB at a time."""
-
-    def __init__(self, file: int) -> None:
-        self._file = io.FileIO(file, "r+b", closefd=False)  # open for as long as this process lives
-
-    def recv_into(self, buffer: memoryview, /) -> int:
-        """0 if the host stayed away for a minute."""
-        until_s = 0.0
-        while not (got := self._file.readinto(buffer)):
-            now_s = time.monotonic()
-            until_s = until_s or now_s + _HOST_AWAY_S
-            if now_s > until_s:
-                return 0
-            time.sleep(_HOST_POLL_S)
-        return got
-
-    def sendall(self, data: bytes, /) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
+    instance.end_with(lambda: Guest(channel, Machine()).live(packages))
 
 
 class Machine:
     """What only root of a machine of its own may do."""
 
-    def become(self, seed: bytes, wall_s: float, name: str) -> None:
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self._random = os.open("/dev/urandom", os.O_WRONLY)  # open for as long as this process lives
+
+    def become(self, seed: bytes, wall_ns: int, name: bytes) -> None:
         """Take on randomness, wall time and name. Raises OSError."""
-        with open("/dev/urandom", "wb") as device:
-            # All bits of the seed are counted, and what was mixed is handed out at once, not in a minute.
-            fcntl.ioctl(device, _RNDADDENTROPY, struct.pack(f"ii{len(seed)}s", 8 * len(seed), len(seed), seed))
-            fcntl.ioctl(device, _RNDRESEEDCRNG)
-        time.clock_settime(time.CLOCK_REALTIME, wall_s)
-        socket.sethostname(name)
+        # All bits of the seed are counted, and what was mixed is handed out at once, not in a minute.
+        fcntl.ioctl(self._random, _RNDADDENTROPY, _POOL_HEAD + seed)
+        fcntl.ioctl(self._random, _RNDRESEEDCRNG)
+        time.clock_settime_ns(time.CLOCK_REALTIME, wall_ns)
+        socket.sethostname(name)  # type: ignore[arg-type] # as bytes: a string is refused first, and then encoded
 
     def mount_function(self) -> None:
         """The drive may be another one than at boot, so nothing that was read from it then counts. Raises OSError."""
@@ -128,10 +91,10 @@ class Machine:
 class Guest:
     """What the host asks of it, frame by frame."""
 
-    def __init__(self, port: Port, machine: Machine) -> None:
-        self._port = port
+    def __init__(self, channel: Channel, machine: Machine) -> None:
+        self._channel = channel
         self._machine = machine
-        self._stream = Stream(port)
+        self._stream = Stream(channel)
         self._awake = False
         self._code_dir: str | None = None  # once it is loaded
 
@@ -142,7 +105,7 @@ class Guest:
         except Exception as error:
             self._say(wire.FAILED, _report(f"the packages of this runtime do not import: {one_line(error)}", error))
             return 1
-        self._port.sendall(wire.encode_plain(wire.HELLO, number=os.getpid()))
+        self._channel.sendall(wire.encode_plain(wire.HELLO, number=os.getpid()))
         try:
             while True:
                 frame_type, _, _, _, _, body = self._stream.frame()
@@ -153,7 +116,7 @@ class Guest:
             if loaded is None:
                 return 1
             engine, weights = loaded
-            instance.serve(self._stream, self._port, engine, weights, self._control)
+            instance.serve(self._stream, self._channel, engine, weights, self._control)
         except UserError as error:  # of a hook
             self._say(wire.FAILED, {"code": error.code, "error": error.message, "error_type": error.error_type})
             return 1
@@ -164,22 +127,22 @@ class Guest:
         self._machine.mount_function()
         MEANINGS.update(_MEANINGS)
         self._code_dir = str(order["code_dir"])
-        return instance.load(order, self._port)
+        return instance.load(order, self._channel)
 
     def _control(self, frame_type: int, body: memoryview) -> None:
         if frame_type == wire.RESUME:
-            self._resume(json.loads(bytes(body)))
+            self._resume(body)
         elif frame_type == wire.FREEZE:
             self._freeze()
         else:
             raise wire.WireError(f"a frame of type {frame_type} out of its turn")
 
-    def _resume(self, order: dict[str, Any]) -> None:
-        self._machine.become(bytes.fromhex(order["seed"]), float(order["wall_s"]), str(order["instance"]))
+    def _resume(self, body: memoryview) -> None:
+        self._machine.become(*wire.decode_resume(body))
         reseed()
         self._awake = True
         self._call(hooks.run_after_restore, "after_restore")
-        self._say(wire.RESUMED, {})
+        self._channel.sendall(_RESUMED)
 
     def _freeze(self) -> None:
         self._awake = False
@@ -188,7 +151,7 @@ class Guest:
         gc.freeze()  # the collector would otherwise write to pages that are else read, or not touched at all
         sys.stdout.flush()
         sys.stderr.flush()
-        self._say(wire.FROZEN, {})
+        self._channel.sendall(wire.encode_plain(wire.FROZEN))
 
     def _call(self, run: Callable[[], None], name: str) -> None:
         if self._code_dir is None:  # what packages registered is not for a machine without a function
@@ -200,7 +163,7 @@ class Guest:
             raise UserError(f"the hook {name} raised {said}", type(error).__name__) from error
 
     def _say(self, frame_type: int, body: dict[str, Any]) -> None:
-        self._port.sendall(wire.encode_plain(frame_type, orjson.dumps(body)))
+        self._channel.sendall(wire.encode_plain(frame_type, orjson.dumps(body)))
 
 
 def _report(message: str, error: Exception) -> dict[str, Any]:

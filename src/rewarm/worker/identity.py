@@ -15,7 +15,7 @@ def reseed() -> None:
     random.seed()
     numpy_random = sys.modules.get("numpy.random")  # numpy 2 loads it on first use, and seeds it then
     if numpy_random is not None:
-        numpy_random.seed(int.from_bytes(os.urandom(4), "little"))
+        numpy_random.seed(random.getrandbits(32))
     ssl = sys.modules.get("ssl")
     if ssl is not None:  # OpenSSL keeps generators of its own
         ssl.RAND_add(os.urandom(32), 32.0)

@@ -22,7 +22,8 @@ LAYERS = ("model", "bare", "lang", "user")
 def node(id: str, parent: str | None, layer: str, name: str, state: str, **more: Any) -> dict[str, Any]:
     return {
         "id": id, "parent": parent, "layer": layer, "name": name, "state": state, "resident_bytes": 0, "disk_bytes": 0,
-        "startup_s": 0.0, "uses": 0, "saved_s": 0.0, "idle_s": None, "expires_in_s": None, "pid": None, "version": None, **more,
+        "startup_s": 0.0, "uses": 0, "saved_s": 0.0, "idle_s": None, "expires_in_s": None, "pid": None, "version": None,
+        **more,
     }  # fmt: skip
 
 

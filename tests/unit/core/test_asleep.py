@@ -274,6 +274,44 @@ def test_a_restore_that_fails_without_a_reason_is_followed_by_a_start_without() 
     assert served(w) is StartKind.RESTORED
 
 
+def test_what_never_wakes_is_given_up_after_a_few_times() -> None:
+    for hangs in (False, True):
+        w = asleep(world(keepalive=Told() if hangs else FixedKeepalive(user_s=1.0, bare_s=0.0)))
+        w.fake.seconds = Seconds(restore=math.inf if hangs else 0.02)
+        w.fake.restores = lambda revision: SandboxFailed("its after_restore hook raised")
+        deadline_s = start_timeout_s(w.fn("f").key) + 5.0
+        for _ in range(FAILURES_MAX):
+            request = w.arrive("f", within_s=1000.0)
+            w.run_for(deadline_s)
+            assert w.ok(request) and request.start is not StartKind.RESTORED
+        assert len(w.done(m.Restore)) == FAILURES_MAX
+        assert len(w.done(m.Forget)) == 1 and state(w) is SnapshotState.NONE and not w.fake.disk
+        assert served(w, for_s=5.0) is not StartKind.RESTORED
+        assert len(w.done(m.Sleep)) == 1, "nor is it made again"
+
+
+def test_making_it_again_is_no_proof_that_it_wakes() -> None:
+    w = asleep(world())
+    w.fake.restores = lambda revision: SandboxFailed("its after_restore hook raised")
+    for _ in range(FAILURES_MAX - 1):
+        served(w, for_s=5.0)
+    revision = w.fn("f").revision
+    w.tell(m.Slept(revision.digest, SnapshotFacts(revision.digest, DISK, 0.02, 1.0)))
+    served(w, for_s=5.0)
+    assert state(w) is SnapshotState.NONE
+
+
+def test_what_does_not_wake_while_the_server_ends_stays() -> None:
+    w = asleep(world())
+    w.fake.restores = lambda revision: SandboxFailed("no more processes")
+    for _ in range(FAILURES_MAX - 1):
+        served(w, for_s=5.0)
+    w.arrive("f")
+    w.tell(m.Draining())
+    w.run_for(5.0)
+    assert len(w.done(m.Restore)) == FAILURES_MAX and state(w) is SnapshotState.THERE
+
+
 def test_a_start_that_fails_both_ways_is_told() -> None:
     w = asleep(world())
     w.fake.restores = lambda revision: SandboxFailed("no more processes")
@@ -534,6 +572,41 @@ def test_a_runtime_on_disk_that_is_in_use_stays_whatever_the_budget() -> None:
     served(w)
     w.tell(m.Measured(w.fn("f").key, 2 * DISK))
     assert w.fn("f").key in w.langs() and not w.done(m.DropLang)
+
+
+def test_a_runtime_that_nobody_raised_is_counted_and_goes_like_any_other() -> None:
+    node = Node(1 << 30, Told(), DISK)
+    key, disk = LangKey(("json",), vm_bytes=256 * MB), node.pool.ground.disk
+    assert node.handle(m.LangFound(key, DISK), 1.0) == []
+    assert node.pool.runtimes.idle(node.pool.langs[key])
+    assert disk.held_bytes == DISK and node.pool.ledger.held_bytes == 0
+    node.check()
+    assert node.handle(m.LangFound(key, DISK + 1), 2.0) == [m.DropLang(key, "disk")], "the same, weighed again"
+    node.check()
+    assert node.handle(m.LangExited(key), 3.0) == []
+    assert disk.held_bytes == 0
+    node.check()
+
+
+def test_a_runtime_that_is_found_while_instances_live_is_in_use() -> None:
+    w = world(seconds=Seconds(sleep=math.inf), disk_bytes=DISK)
+    w.deploy("f", **VM)
+    served(w)
+    node, now, key = w.node, w.now, w.fn("f").key
+    node.handle(m.LangExited(key), now)
+    assert node.handle(m.LangFound(key, 2 * DISK), now) == [], "though there is no room for it"
+    node.check()
+    assert not node.pool.runtimes.idle(node.pool.langs[key])
+
+
+def test_what_is_on_disk_is_not_dropped_because_the_server_ends() -> None:
+    w = world(seconds=Seconds(sleep=math.inf), keepalive=FixedKeepalive(user_s=600.0))
+    w.deploy("f", **VM)
+    served(w, for_s=2.0)
+    w.tell(m.Draining(final=True))
+    w.tell(m.Unload("f"))
+    w.run_for(5.0)
+    assert not w.ids("f") and not w.done(m.DropLang)
 
 
 def test_memory_that_is_short_frees_no_disk() -> None:

@@ -205,6 +205,7 @@ def test_edges(fields: dict[str, Any]) -> None:
         ({"max_instances": 1001}, "max_instances must be 1 to 1000, not 1001"),
         ({"queue_max": 0}, "queue_max must be 1 to 1000000, not 0"),
         ({"queue_max": 1_000_001}, "queue_max must be 1 to 1000000"),
+        ({"samples": ("a.json",) * 17}, "17 are given and at most 16 are used.*leave out"),
     ],
 )
 def test_specifications_that_cannot_be_meant(fields: dict[str, Any], message: str) -> None:

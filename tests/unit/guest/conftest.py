@@ -95,6 +95,8 @@ def guest_debs(apt: FakeApt) -> FakeApt:
             f"{modules}/kernel/virtio_mmio.ko": b"\0depends=virtio\0",
             f"{modules}/kernel/virtio_blk.ko": b"\0depends=virtio\0",
             f"{modules}/kernel/virtio_console.ko": b"\0depends=virtio\0",
+            f"{modules}/kernel/vsock.ko": b"\0depends=\0",
+            f"{modules}/kernel/vmw_vsock_virtio_transport.ko": b"\0depends=vsock,virtio\0",
         },
     )
     apt.add("busybox-static", files={"bin/busybox": b"a busybox"})

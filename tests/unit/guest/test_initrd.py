@@ -57,6 +57,9 @@ def test_modules_come_after_those_they_depend_on(tmp_path: Path) -> None:
             "virtio_mmio.ko.xz": lzma.compress(b"M\0depends=virtio,virtio_ring\0"),
             "virtio_blk.ko": b"B\0depends=virtio\0",
             "virtio_console.ko": b"C no dependency is told",
+            "vmw_vsock_virtio_transport.ko": b"T\0depends=vmw_vsock_virtio_transport_common,vsock\0",
+            "vmw_vsock_virtio_transport_common.ko": b"U\0depends=vsock\0",
+            "vsock.ko": b"S\0depends=\0",
             "unrelated.ko": b"\0depends=\0",
         },
         "kernel/fs/ext4/ext4.ko\n",
@@ -64,7 +67,8 @@ def test_modules_come_after_those_they_depend_on(tmp_path: Path) -> None:
     busybox = tmp_path / "busybox"
     busybox.write_bytes(b"the shell")
     found = read_cpio(make_initrd(busybox, tree))
-    assert "for module in virtio_ring virtio virtio_mmio virtio_blk virtio_console;" in found["init"][1].decode()
+    order = "virtio_ring virtio virtio_mmio virtio_blk virtio_console vsock vmw_vsock_virtio_transport_common"
+    assert f"for module in {order} vmw_vsock_virtio_transport;" in found["init"][1].decode()
     assert found["modules/virtio_mmio.ko"][1] == b"M\0depends=virtio,virtio_ring\0"
     assert "modules/unrelated.ko" not in found
     assert "modules/ext4.ko" not in found

@@ -92,6 +92,17 @@ async def test_what_sleeps_is_a_micro_vm() -> None:
     await both.fleet.close()
 
 
+async def test_a_runtime_that_was_found_can_end() -> None:
+    both = Both()
+    key = IN_VM.spec.lang_key
+    both.fleet.post(m.LangFound(key, 1))
+    both.fleet.post(m.LangFound(key, 2))
+    both.fleet.post(m.LangExited(key))
+    both.fleet.post(m.LangExited(key))
+    assert both.sink.events == [m.LangFound(key, 1), m.LangFound(key, 2), m.LangExited(key)]
+    await both.fleet.close()
+
+
 async def test_a_driver_that_fails_to_sleep_or_to_restore() -> None:
     """An exception in a driver is the end of what it was about, and of nothing else."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import rewarm
-from rewarm.errors import BadDefinition
+from rewarm.errors import BadDefinition, SnapshotCorrupt
 from rewarm.snapshot.manifest import Snapshot
 from rewarm.snapshot.pager_client import PagerClient
 from rewarm.snapshot.record import cached_pages
@@ -74,6 +74,16 @@ async def test_with_a_pager(make: Make, pager: PagerClient, means: Means, policy
     for number in fds:
         with pytest.raises(OSError):
             os.fstat(number)
+
+
+async def test_a_memory_that_is_missing(make: Make, pager: PagerClient) -> None:
+    snapshot = make()
+    pager.start()
+    snapshot.memory.unlink()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(SnapshotCorrupt):
+        plan(snapshot, "uffd", ALL, pager)
+    assert os.listdir("/proc/self/fd") == before
 
 
 async def test_automatically_no_pager_is_asked_for(make: Make, pager: PagerClient) -> None:

@@ -75,6 +75,15 @@ def test_what_a_killed_server_left_is_removed(tmp_path: Path) -> None:
     assert keep.stat().st_mode & 0o777 != 0o700, "a link was followed"
 
 
+def test_it_is_the_owners_alone_however_it_was_made(tmp_path: Path) -> None:
+    home_dir = tmp_path / "home"
+    (home_dir / "microvm").mkdir(parents=True)
+    for folder in (home_dir, home_dir / "microvm"):
+        folder.chmod(0o755)
+    Home.open(home_dir).close()
+    assert [folder.stat().st_mode & 0o777 for folder in (home_dir, home_dir / "microvm")] == [0o700, 0o700]
+
+
 def test_a_running_servers_tmp_is_left_alone(tmp_path: Path) -> None:
     with Home.open(tmp_path) as home:
         staged = home.fresh()

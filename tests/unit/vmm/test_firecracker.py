@@ -15,8 +15,17 @@ from typing import Any
 import pytest
 
 from rewarm.errors import MicrovmUnavailable, SandboxFailed, SnapshotFailed
-from rewarm.vmm.firecracker import Firecracker, FirecrackerMachine, available, find_firecracker
-from rewarm.vmm.qemu import Hardware, Qemu
+from rewarm.vmm.firecracker import (
+    FN_VSOCK_PORT,
+    LOG_VSOCK_PORT,
+    Firecracker,
+    FirecrackerMachine,
+    available,
+    find_firecracker,
+)
+from rewarm.vmm.kvm import obstacle
+from rewarm.vmm.qemu import Hardware, Qemu, find_qemu
+from rewarm.worker import ports
 
 FAKE = Path(__file__).with_name("fake_firecracker.py")
 
@@ -236,12 +245,37 @@ def test_one_that_will_not_do(tmp_path: Path, script: str, why: str) -> None:
     bench.use(script)
     with pytest.raises(MicrovmUnavailable, match=f"{why}.*; QEMU is used"):
         find_firecracker(str(bench.binary))
-    usable, told = available(str(bench.binary))
+    usable, told = available(tmp_path, str(bench.binary))
     assert not usable
     assert why in told
 
 
-def test_none_at_all() -> None:
-    assert available("firecracker-of-nobody") == (
+def test_it_connects_to_where_the_guest_listens() -> None:
+    assert (FN_VSOCK_PORT, LOG_VSOCK_PORT) == (ports.FRAMES_VSOCK_PORT, ports.LOG_VSOCK_PORT)
+
+
+@pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))
+@pytest.mark.parametrize(("name", "usable"), [("kvm", True), ("tcg", False)])
+def test_kvm_has_to_have_booted_a_guest(tmp_path: Path, name: str, usable: bool) -> None:
+    """The verdict is on record, for a guest that was built."""
+    bench = Bench(tmp_path)
+    bench.use("echo Firecracker v1.17.0")
+    assert available(tmp_path, str(bench.binary)) == (False, "no guest was built; run: rewarm microvm build")
+    folder = tmp_path / "microvm" / "guest"
+    folder.mkdir(parents=True)
+    for part in ("kernel", "initrd", "rootfs.img"):
+        (folder / part).touch()
+    sha256 = {"kernel": "k", "initrd": "i", "rootfs": "r"}
+    facts = {"format": 1, "guest_id": "id", "python": "3.11", "kernel_version": "6.1", "sha256": sha256}
+    (folder / "guest.json").write_text(json.dumps(facts))
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    note = {"boot": boot, "qemu": find_qemu().version_text, "kernel": "k", "name": name, "why": "that is how it went"}
+    (tmp_path / "microvm" / "accel.json").write_text(json.dumps(note))
+    told = str(bench.binary) if usable else "it needs KVM: that is how it went"
+    assert available(tmp_path, str(bench.binary)) == (usable, told)
+
+
+def test_none_at_all(tmp_path: Path) -> None:
+    assert available(tmp_path, "firecracker-of-nobody") == (
         False, "there is no firecracker-of-nobody; it is not packaged by Debian, QEMU is used",
     )  # fmt: skip

@@ -21,6 +21,7 @@ import pytest
 from rewarm.errors import SandboxFailed, SnapshotCorrupt, SnapshotFailed
 from rewarm.vmm.machine import Machine
 from rewarm.vmm.qemu import Qemu
+from rewarm.vmm.user import obstacle
 
 Letters = Any  # the fixture's class: conftest cannot be imported
 
@@ -281,7 +282,7 @@ async def test_it_has_a_process_group_of_its_own(letters: Letters) -> None:
         await machine.close()
 
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+as_root = pytest.mark.skipif(obstacle() is not None, reason=str(obstacle()))
 
 
 def facts(pid: int) -> dict[str, str]:
@@ -304,6 +305,15 @@ async def test_a_root_s_machines_run_as_users_of_their_own(letters: Letters) -> 
             assert told["NoNewPrivs"] == "1"
             assert told["Seccomp"] == "2"
         assert len({0, one.uid, other.uid}) == 3
+
+
+@as_root
+async def test_what_it_may_not_read_is_told_by_its_name(letters: Letters) -> None:
+    await letters.save()
+    letters.hw.drives[0].chmod(0o600)
+    with pytest.raises(SandboxFailed, match=r"did not wake: .*/drive, with a comma': Permission denied"):
+        async with restored(letters):
+            pass
 
 
 @as_root
@@ -341,7 +351,7 @@ def test_it_dies_with_the_server(letters: Letters) -> None:
     try:
         assert server.stdout is not None
         pid = int(server.stdout.readline())
-        assert (facts(pid)["Uid"] == facts(os.getpid())["Uid"]) is (os.geteuid() != 0)
+        assert (facts(pid)["Uid"] == facts(os.getpid())["Uid"]) is (obstacle() is not None)
     finally:
         server.kill()
         server.communicate()

@@ -23,12 +23,18 @@ HW = Hardware(
 
 
 @pytest.mark.parametrize(
-    ("told", "version"), [("QEMU emulator version 8.2.0 (Debian)", (8, 2, 0)), ("version 11.1", (11, 1, 0))]
+    ("told", "version", "package"),
+    [
+        ("QEMU emulator version 8.2.0 (Debian 1:8.2.0+ds-2)", (8, 2, 0), "Debian 1:8.2.0+ds-2"),
+        ("version 11.1", (11, 1, 0), ""),
+    ],
 )
-def test_one_that_is_new_enough(tmp_path: Path, told: str, version: tuple[int, int, int]) -> None:
+def test_one_that_is_new_enough(tmp_path: Path, told: str, version: tuple[int, int, int], package: str) -> None:
     path = fake(tmp_path, f"echo '{told}'")
-    assert find_qemu(path) == Qemu(Path(path), version)
-    assert find_qemu(path).version_text == ".".join(map(str, version))
+    found = find_qemu(path)
+    assert found == Qemu(Path(path), version, package)
+    assert found.version_text == ".".join(map(str, version))
+    assert found.build_text == (f"{found.version_text} ({package})" if package else found.version_text)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +70,14 @@ def test_boot_and_restore_differ_in_memory_alone() -> None:
     assert json.loads(restore[at]) == backend | {"share": False, "readonly": True, "rom": "off"}
     shared = command(HW, ends, Path("/m,m"), incoming=True, shared=True)
     assert json.loads(shared[at]) == json.loads(boot[at])
+
+
+def test_kvm_s_device_can_be_handed_over() -> None:
+    words = command(HW, Ends(5, 6, 7), Path("/m"), incoming=False, shared=True)
+    assert words[words.index("-accel") + 1] == "tcg"
+    handed = probe_command(HW.qemu, HW.kernel, HW.initrd, "kvm", 8)
+    assert handed[handed.index("-add-fd") + 1] == "fd=8,set=1"
+    assert handed[handed.index("-accel") + 1] == "kvm,device=/dev/fdset/1"
 
 
 def test_drives_are_read_only_and_in_order() -> None:

@@ -78,6 +78,9 @@ def test_a_copy_has_the_same_holes(tmp_path: Path) -> None:
     copy_sparse(source, target)
     assert target.read_bytes() == source.read_bytes()
     assert target.stat().st_blocks == source.stat().st_blocks
+    target.write_bytes(bytes([255]) * (1 << 20))  # what another attempt has written to
+    copy_sparse(source, target)
+    assert target.read_bytes() == source.read_bytes()
     os.truncate(source, 0)
     copy_sparse(source, tmp_path / "empty")
     assert (tmp_path / "empty").stat().st_size == 0

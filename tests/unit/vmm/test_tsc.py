@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import platform
+import re
 
 import pytest
 
-from rewarm.vmm.qemu import kernel_words
+from rewarm.vmm.qemu import CPU, cpu_text, kernel_words
 from rewarm.vmm.tsc import host_tsc_khz
 
 
@@ -18,3 +19,5 @@ def test_the_same_each_time() -> None:
     first, *others = rates
     assert all(other == pytest.approx(first, rel=2e-3) for other in others)
     assert f"tsc_early_khz={rates[-1]}" in kernel_words("tcg").split()
+    assert re.fullmatch(rf"{CPU},tsc=\d+MHz", cpu_text("tcg"))
+    assert cpu_text("kvm") == CPU

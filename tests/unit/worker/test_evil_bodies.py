@@ -25,6 +25,11 @@ class Double:
         return x if x.dtype.kind in "OUS" else x * 2
 
 
+class Same:
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return x
+
+
 def engine(tensor: Tensor | None) -> Engine:
     return ArrayEngine(Double(), FunctionSpec("double", "predict", "app:Double", inputs=(("x", tensor),)), 1)
 
@@ -108,3 +113,28 @@ def test_whatever_the_decoder_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     for made in (engine(F4), engine(None), HandlerEngine(lambda e, _: e, FunctionSpec("h", "handler", "app:h"), 1)):
         assert codes(made.run_bodies(wire.KIND_JSON, [evil.body, GOOD_F4.body], LIMIT_MS)) == [400, 200]
         assert codes(made.run([evil, GOOD_F4], LIMIT_MS)) == [400, 200]
+
+
+BIG = (1 << 63) - 1  # of which a float would make another number
+INTEGERS = {
+    "small": [3, 4, 5, 6],
+    "the largest and the smallest": [BIG, -BIG - 1, 0, 1],
+    "whole, but not written so": [1.0, 2e3, 3, 4],
+    "a fraction": [1, 2, 3, 4.5],
+    "out of range": [BIG + 1, 0, 0, 0],
+    "too few": [1, 2, 3],
+    "a truth": [True, 2, 3, 4],
+}
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "int32"])
+def test_integers_in_a_batch_are_what_they_are_alone(dtype: str) -> None:
+    made = ArrayEngine(Same(), FunctionSpec("same", "predict", "app:Same", inputs=(("x", Tensor(dtype, (SIZE,))),)), 1)
+    bodies = [orjson.dumps(values) for values in INTEGERS.values()]
+    alone = [made.run([wire.Item(wire.KIND_JSON, b"", body)], LIMIT_MS).answers for body in bodies]
+    for first in bodies:
+        together = made.run_bodies(wire.KIND_JSON, [first, bodies[0]], LIMIT_MS)
+        answers = [(answer.status, answer.body) for answer in together.answers or ()]
+        answers = answers or [(200, body) for body in together.bodies]
+        expected = [*(alone[bodies.index(first)] or ()), *(alone[0] or ())]
+        assert answers == [(answer.status, answer.body) for answer in expected]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import socket
 import subprocess
 import sys
 import textwrap
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,23 +16,23 @@ import pytest
 
 from rewarm import wire
 from rewarm.facts.function import FunctionSpec
-from rewarm.worker.guest import Port
 
 _GUEST = """\
 import sys
 from rewarm.worker import instance
-from rewarm.worker.guest import Guest, Machine, Port
+from rewarm.worker.guest import Guest, Machine
+from rewarm.worker.ports import Port
 
 class Noted(Machine):
-    def become(self, seed, wall_s, name):
-        print("become", len(seed), wall_s, name, flush=True)
+    def become(self, seed, wall_ns, name):
+        print("become", seed.hex(), wall_ns, name.decode(), flush=True)
 
     def mount_function(self):
         print("mount", flush=True)
 
 instance.end_with(lambda: Guest(Port(int(sys.argv[1])), Noted()).live(sys.argv[2:]))
 """
-RESUME = {"seed": "ab" * 64, "wall_s": 5.0, "instance": "one"}
+SEED = bytes(range(64))
 
 
 class Host:
@@ -54,6 +51,10 @@ class Host:
 
     def ask(self, frame_type: int, body: Any) -> tuple[int, Any]:
         self._socket.sendall(wire.encode_plain(frame_type, json.dumps(body).encode()))
+        return self.answer()
+
+    def resume(self, name: str = "one") -> tuple[int, Any]:
+        self._socket.sendall(wire.encode_resume(SEED, 5, name))
         return self.answer()
 
     def answer(self) -> tuple[int, Any]:
@@ -100,8 +101,8 @@ def host() -> Iterator[Host]:
 
 
 def test_it_is_frozen_and_woken_before_and_after_its_function_is_loaded(host: Host, tmp_path: Path) -> None:
-    assert host.ask(wire.FREEZE, {}) == (wire.FROZEN, {})
-    assert host.ask(wire.RESUME, RESUME) == (wire.RESUMED, {})
+    assert host.ask(wire.FREEZE, {}) == (wire.FROZEN, None)
+    assert host.resume() == (wire.RESUMED, None)
     loaded, timings = host.load(
         tmp_path,
         """
@@ -117,15 +118,35 @@ def test_it_is_frozen_and_woken_before_and_after_its_function_is_loaded(host: Ho
     assert loaded == wire.LOADED
     assert set(timings) == {"user_s", "ready_s"}
     assert host.call({}) == []
-    assert host.ask(wire.FREEZE, {}) == (wire.FROZEN, {})
-    assert host.ask(wire.RESUME, {**RESUME, "instance": "two"}) == (wire.RESUMED, {})
+    assert host.ask(wire.FREEZE, {}) == (wire.FROZEN, None)
+    assert host.resume("two") == (wire.RESUMED, None)
     assert host.call({}) == ["opened last", "closed first", "awake"]
     host.process.kill()
-    assert host.end()[1].splitlines() == ["become 64 5.0 one", "mount", "become 64 5.0 two"]
+    become = f"become {SEED.hex()} 5"
+    assert host.end()[1].splitlines() == [f"{become} one", "mount", f"{become} two"]
+
+
+def test_a_resume_that_is_cut_short_ends_it(host: Host) -> None:
+    host._socket.sendall(wire.encode_plain(wire.RESUME, SEED))
+    status, output = host.end()
+    assert status == 1
+    assert "a RESUME of 64 bytes" in output
+
+
+def test_a_request_may_follow_in_the_same_write(host: Host, tmp_path: Path) -> None:
+    host.resume()
+    host.load(tmp_path, "import rewarm\nSEEN = []\nrewarm.after_restore(lambda: SEEN.append(1))\n"
+                        "def handler(event, context): return SEEN\n")  # fmt: skip
+    host.ask(wire.FREEZE, {})
+    run = wire.encode_run([(wire.KIND_JSON, b"", b"{}")], 7, 5000)
+    host._socket.sendall(wire.encode_resume(SEED, 5, "two") + run)
+    assert host.answer() == (wire.RESUMED, None)
+    frame = host._frame()
+    assert wire.decode_reply(frame, 1, wire.HEAD.unpack_from(frame)[2])[0][4] == b"[1]"
 
 
 def test_without_randomness_of_its_own_nothing_is_loaded(host: Host, tmp_path: Path) -> None:
-    host.ask(wire.RESUME, RESUME)
+    host.resume()
     host.ask(wire.FREEZE, {})
     (tmp_path / "app.py").write_text("print('user code ran')")
     host._socket.sendall(wire.encode_plain(wire.LOAD, b"{}"))
@@ -144,7 +165,7 @@ def test_without_randomness_of_its_own_nothing_is_loaded(host: Host, tmp_path: P
     ],
 )
 def test_code_that_does_not_come_up_is_told_and_ends_it(host: Host, tmp_path: Path, line: str, hint: str) -> None:
-    host.ask(wire.RESUME, RESUME)
+    host.resume()
     answer, report = host.load(tmp_path, line)
     assert answer == wire.FAILED
     assert report["code"] == "start_failed"
@@ -155,10 +176,9 @@ def test_code_that_does_not_come_up_is_told_and_ends_it(host: Host, tmp_path: Pa
 
 @pytest.mark.parametrize("hook", ["before_snapshot", "after_restore"])
 def test_a_hook_that_raises_is_told_and_ends_it(host: Host, tmp_path: Path, hook: str) -> None:
-    host.ask(wire.RESUME, RESUME)
+    host.resume()
     host.load(tmp_path, f"import rewarm\n@rewarm.{hook}\ndef f(): 1 / 0\ndef handler(event, context): return 1\n")
-    order = (wire.FREEZE, {}) if hook == "before_snapshot" else (wire.RESUME, RESUME)
-    answer, report = host.ask(*order)
+    answer, report = host.ask(wire.FREEZE, {}) if hook == "before_snapshot" else host.resume()
     assert answer == wire.FAILED
     assert report["error"].startswith(f"the hook {hook} raised ZeroDivisionError: division by zero (app.py line 3)")
     assert report["error_type"] == "ZeroDivisionError"
@@ -166,7 +186,7 @@ def test_a_hook_that_raises_is_told_and_ends_it(host: Host, tmp_path: Path, hook
 
 
 def test_user_code_that_exits_ends_it_with_its_status(host: Host, tmp_path: Path) -> None:
-    host.ask(wire.RESUME, RESUME)
+    host.resume()
     host.load(tmp_path, "import os\ndef handler(event, context): os._exit(9)\n")
     host._socket.sendall(wire.encode_run([(wire.KIND_JSON, b"", b"1")], 1, 5000))
     assert host.end()[0] == 9
@@ -189,43 +209,3 @@ def test_a_frame_out_of_its_turn_ends_it(host: Host) -> None:
     status, output = host.end()
     assert status == 1
     assert "a frame of type 3 out of its turn" in output
-
-
-# ---------------------------------------------------------------- the port
-
-
-def test_a_port_waits_for_a_host_that_is_away(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "port")
-    file = os.open(tmp_path / "port", os.O_RDONLY | os.O_NONBLOCK)  # nobody writes: it reads as ended
-    os.set_blocking(file, True)
-    port, buffer = Port(file), bytearray(8)
-
-    def come_back() -> None:
-        time.sleep(0.05)
-        with open(tmp_path / "port", "wb") as far:
-            far.write(b"frame")
-
-    thread = threading.Thread(target=come_back)
-    thread.start()
-    assert port.recv_into(memoryview(buffer)) == 5
-    thread.join()
-    os.close(file)
-    assert buffer[:5] == b"frame"
-
-
-def test_a_port_sends_all_even_if_it_takes_little_at_a_time() -> None:
-    near, far = os.pipe()
-    os.set_blocking(far, True)
-    data, got = random.Random(1).randbytes(1 << 20), bytearray()
-
-    def read() -> None:
-        while len(got) < len(data):
-            got.extend(os.read(near, 30_000))
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    Port(far).sendall(data)
-    thread.join()
-    os.close(near)
-    os.close(far)
-    assert bytes(got) == data
