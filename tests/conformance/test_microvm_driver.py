@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -26,6 +27,7 @@ from rewarm.store.store import Store
 from rewarm.testing import VM_CHECKS, check_sandbox_driver, held_by_process
 from rewarm.testing.sandboxes import PROBE, call
 from rewarm.testing.stage import Stage
+from rewarm.vmm.publishing import copy_sparse
 
 E = TypeVar("E", bound=m.Event)
 State = SandboxState
@@ -70,11 +72,21 @@ def home(tmp_path_factory: pytest.TempPathFactory, give_guest: Callable[[Path], 
             await Library(path, store.snapshots).lang(SPEC.lang_key)
 
     asyncio.run(boot())
+    shutil.copytree(path / "snapshots", path.parent / "kept", copy_function=copy_file)
     return path
+
+
+def copy_file(source: str, target: str) -> None:
+    copy_sparse(Path(source), Path(target))
+    shutil.copystat(source, target)
 
 
 @pytest.fixture
 async def store(home: Path) -> AsyncIterator[Store]:
+    """A test may drop the Lang layer: the next one need not boot for that."""
+    for kept in (home.parent / "kept").iterdir():
+        if not (home / "snapshots" / kept.name).exists():
+            shutil.copytree(kept, home / "snapshots" / kept.name, copy_function=copy_file)
     with Store.open(home) as opened:
         yield opened
 

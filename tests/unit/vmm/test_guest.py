@@ -15,7 +15,7 @@ from rewarm.snapshot.pager_client import PagerClient
 from rewarm.vmm.publishing import UserOrder, load_order, publish_lang, publish_user, restored
 from rewarm.vmm.site import Images, Site, survey
 
-_RESTORES = 20
+_RESTORES = 8
 _CODE = "import numpy\ndef handler(event, context): return float(numpy.arange(event).sum())\n"
 
 
