@@ -81,9 +81,17 @@ def copy_file(source: str, target: str) -> None:
     shutil.copystat(source, target)
 
 
+@pytest.fixture(scope="module")
+def until_s() -> float:
+    """Where time is limited (REWARM_TEST_MICROVM_S), what is not begun by then is skipped."""
+    return time.monotonic() + float(os.environ.get("REWARM_TEST_MICROVM_S", "inf"))
+
+
 @pytest.fixture
-async def store(home: Path) -> AsyncIterator[Store]:
+async def store(home: Path, until_s: float) -> AsyncIterator[Store]:
     """A test may drop the Lang layer: the next one need not boot for that."""
+    if time.monotonic() > until_s:
+        pytest.skip("the time for micro-VMs is over (REWARM_TEST_MICROVM_S)")
     for kept in (home.parent / "kept").iterdir():
         if not (home / "snapshots" / kept.name).exists():
             shutil.copytree(kept, home / "snapshots" / kept.name, copy_function=copy_file)

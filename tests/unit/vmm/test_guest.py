@@ -31,6 +31,7 @@ async def wake(site: Site, snapshot: Snapshot, images: Images, policy: str, time
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("REWARM_TEST_MICROVM_S" in os.environ, reason="the time for micro-VMs is limited")
 async def test_it_wakes_every_time(give_guest: Callable[[Path], None], tmp_path: Path) -> None:
     home = tmp_path / "home"
     give_guest(home)
