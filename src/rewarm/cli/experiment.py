@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,14 @@ from rewarm.cli.experiment_density import density
 from rewarm.cli.experiment_snapshot import snapshot
 from rewarm.cli.experiment_starts import starts
 from rewarm.cli.experiment_streaming import streaming
-from rewarm.cli.options import json_option
+from rewarm.cli.options import duration, json_option
 from rewarm.cli.output import emit_json, progress_bar, show_table, show_verdicts
+from rewarm.errors import UsageError
 
 if TYPE_CHECKING:
     from rewarm.bench.experiment_batching import Result
+
+_ROW_S_MIN, _ROW_S_MAX = 1.0, 3600.0  # less shows nothing of a policy that waits; more is ten times as long in all
 
 
 @click.group("experiment", short_help="Run a published experiment.")
@@ -44,13 +48,16 @@ command.add_command(streaming)
 
 @command.command("batching", short_help="Batching policies against each other.")
 @click.option("--quick", is_flag=True, help="4 s of load a row: under a minute in all.")
+@click.option("--duration", "duration_s", type=duration, help="Load of a row; default: 60s, with --quick 4s.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("results"), show_default=True,
               help="Folder for batching.json, batching.md and batching.svg.")  # fmt: skip
 @click.option("--url", envvar="REWARM_URL", show_envvar=True,
               help="Use this server; without it, one is started for the experiment.")  # fmt: skip
 @click.option("--app", type=click.Path(file_okay=False, path_type=Path), help="The folder of the digits example.")
 @json_option
-def batching(quick: bool, out: Path, url: str | None, app: Path | None, as_json: bool) -> None:
+def batching(
+    quick: bool, duration_s: float | None, out: Path, url: str | None, app: Path | None, as_json: bool
+) -> None:
     """{static, dynamic, slo-latency, slo-cost, none} × {uniform, bursty} on the digits model, about 12 requests/s.
 
     Nothing else should use the machine meanwhile. The full run sends for 60 s a row and takes about 11 minutes.
@@ -67,13 +74,18 @@ def batching(quick: bool, out: Path, url: str | None, app: Path | None, as_json:
     from rewarm.bench.plots import require_matplotlib
     from rewarm.bench.shipping import find_example
 
+    settings = QUICK if quick else Settings()
+    if duration_s is not None:
+        if not _ROW_S_MIN <= duration_s <= _ROW_S_MAX:
+            raise UsageError(f"--duration must be {_ROW_S_MIN:g} to {_ROW_S_MAX:g} seconds a row, not {duration_s:g}")
+        settings = dataclasses.replace(settings, duration_s=duration_s)
     # What is missing is told before minutes of measuring, not after.
     require_aiohttp()
     require_matplotlib()
     folder = find_example("digits", app, "--app")
     on = contextlib.nullcontext(url) if url else local_server()
     with on as at, connect(at) as api, progress_bar(as_json, "requests") as progress:
-        result = run(api, folder, QUICK if quick else Settings(), progress)
+        result = run(api, folder, settings, progress)
     paths = report.write(result, out)
     if as_json:
         emit_json(report.to_json(result))

@@ -14,14 +14,17 @@ from rewarm.errors import UsageError
 if TYPE_CHECKING:
     from rewarm.bench.experiment_starts import Result
 
+EXAMPLES = ("lambda", "digits", "nodejs")
+
 
 @click.command("starts", short_help="What the layers cost on this machine.")
 @click.option("--repeat", type=click.IntRange(1, 1000), default=10, show_default=True,
               help="Starts from nothing of each function.")  # fmt: skip
 @click.option("--save", type=click.Path(dir_okay=False, path_type=Path),
               help="Write the costs there, for rewarm sim --layers.")  # fmt: skip
+@click.option("--only", type=click.Choice(EXAMPLES), multiple=True, help="This example alone; may be repeated.")
 @json_option
-def starts(repeat: int, save: Path | None, as_json: bool) -> None:
+def starts(repeat: int, save: Path | None, only: tuple[str, ...], as_json: bool) -> None:
     """Measure start-up seconds and memory of Bare, Lang and User layers, with servers started for it.
 
     The functions are the shipped examples, one a runtime; one whose runtime is not installed is left out. Nothing else
@@ -31,6 +34,7 @@ def starts(repeat: int, save: Path | None, as_json: bool) -> None:
     Examples:
       rewarm experiment starts
       rewarm experiment starts --save costs.toml
+      rewarm experiment starts --only lambda --repeat 3
       rewarm sim azure-2019 --policy hazard --layers costs.toml
     """
     from rewarm.bench.experiment_starts import run, to_toml
@@ -38,7 +42,7 @@ def starts(repeat: int, save: Path | None, as_json: bool) -> None:
     if save is not None and not save.absolute().parent.is_dir():
         raise UsageError(f"--save {save}: there is no folder {save.absolute().parent}; create it first")
     with progress_bar(as_json) as progress:
-        result = run(repeat, progress)
+        result = run(repeat, only or EXAMPLES, progress)
     if save is not None:
         save.write_text(to_toml(result), "utf-8")
     if as_json:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -83,11 +84,19 @@ def test_nobody_waits_for_pages_that_are_being_read(make: Make, cold: Callable[[
     assert path is not None
     if cached_pages(path):
         pytest.skip("the files of this directory stay in memory")
-    busy = ahead.begin(path, [Span(0, PAGE_BYTES)] * 100_000)  # so the source finds it being read
+    begun = threading.Event()
+
+    class Held(list[Span]):
+        def __iter__(self) -> Iterator[Span]:
+            begun.wait(60.0)
+            return super().__iter__()
+
+    busy = ahead.begin(path, Held())  # so the source finds it being read
     source = Source(snapshot.folder, True, ahead)
     into = memoryview(bytearray(4 * PAGE_BYTES))
     found = source.read_loading(5 * PAGE_BYTES, into)
     assert busy.is_alive() and found == 0
+    begun.set()
     busy.join(60.0)
     assert source.read_loading(5 * PAGE_BYTES, into) == len(into)  # now it waits for the disk
     source.close()

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,11 @@ def fake_qemu(folder: Path, script: str) -> Qemu:
 
 def starts(folder: Path) -> int:
     return len(list(folder.glob("start-*")))
+
+
+def children() -> set[str]:
+    """Pids of this process's children, those among them that nobody has waited for."""
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
 
 
 @needs_device
@@ -80,12 +83,10 @@ def test_it_can_do_without_a_note(tmp_path: Path, open_dir: Path) -> None:
 
 
 def test_a_guest_that_starts_nothing_is_ended(letters: Any) -> None:
-    began_s = time.monotonic()
+    before = children()
     why = why_no_boot(find_qemu(), letters.hw.kernel, letters.hw.initrd, "tcg", 0.5)
     assert why == "a guest did not boot within 0.5 s"
-    assert time.monotonic() - began_s < 5
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)  # no child is left
+    assert children() <= before
 
 
 def test_a_guest_that_cannot_start(letters: Any) -> None:
