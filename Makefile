@@ -164,7 +164,7 @@ $(STAMP_COMPILED): $(STAMP_DEV) $(SOURCES)
 	@$(CAN_COMPILE) || { echo "compiled: needs a C compiler and Python.h: make system-deps" >&2; exit 1; }
 	@echo "compiling the hot path into $(COMPILED) (a minute or two)"
 	@rm -rf $(COMPILED) build/source && mkdir -p build/source
-	@cp -r pyproject.toml README.md LICENSE src build/source  # compiled in place, where nobody imports from
+	@cp -r pyproject.toml mypyc.ini README.md LICENSE src build/source  # compiled in place, where nobody imports from
 	@HATCH_BUILD_HOOKS_ENABLE=1 $(PIP) install --no-deps --no-build-isolation --target $(COMPILED) ./build/source
 	@rm -rf build/source
 	@touch $@

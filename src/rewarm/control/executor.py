@@ -119,7 +119,7 @@ class Executor:
     def _carry_out(self, effects: list[m.Effect], now: float) -> None:
         for effect in effects:
             if type(effect) is m.Reject:
-                self._reject(effect[0], effect[1])
+                self._reject(effect.request, effect.error)
             elif type(effect) is m.Pin:
                 self._desk().pin(effect.key, effect.size_bytes)
             elif type(effect) is m.Prefetch:

@@ -292,7 +292,7 @@ class _Views:
                 self._uploads.release()
             return _json(await self._plane.deploy(folder / "upload.tar"), 201)
         except asyncio.CancelledError:  # the server is stopped and does not wait for a guest to boot
-            raise Unavailable("the server was stopped while it deployed; nothing was changed, deploy again") from None
+            raise Unavailable("the server was stopped while it deployed; deploy again") from None
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 

@@ -18,8 +18,8 @@ from rewarm.core.langs import Langs
 from rewarm.core.state import FunctionState, Ground, LangLayer, Mean, Sandbox, Snapshot, SnapshotState
 from rewarm.facts.messages import Effect, Forget, Sleep, SleepLost, Slept
 from rewarm.facts.prices import as_memory_bytes
-from rewarm.facts.sandbox import Layer, SandboxState, StartKind
-from rewarm.policy.keepalive.base import Keep, KeepaliveDecision, LayerView
+from rewarm.facts.sandbox import SandboxState, StartKind
+from rewarm.policy.keepalive.base import ASLEEP, Keep, KeepaliveDecision, LayerView
 
 FAILURES_MAX: Final = 3  # in a row, of making or of waking: then the function does without until it is deployed again
 _MAKINGS: Final = 10.0  # making one takes a whole VM for a while: not for less than so many times as long of sleep
@@ -216,7 +216,7 @@ class Asleep:
         fn, facts = snapshot.function, snapshot.facts
         there = snapshot.state is SnapshotState.THERE
         return LayerView(
-            Layer.ASLEEP, fn.name, fn.key, max(0.0, snapshot.saved_s),
+            ASLEEP, fn.name, fn.key, max(0.0, snapshot.saved_s),
             as_memory_bytes(facts.disk_bytes) if facts is not None else 0,
             snapshot.idle_since_s if snapshot.idle else now, snapshot.last_used_s if there else now,
             snapshot.uses if there else 0,

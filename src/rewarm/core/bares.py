@@ -10,8 +10,7 @@ from __future__ import annotations
 from rewarm.core.state import START_TIMEOUT_S_MIN, Bare, Ground, LayerState, Mean
 from rewarm.facts.function import LangKey
 from rewarm.facts.messages import Destroy, Effect, RaiseBare
-from rewarm.facts.sandbox import Layer
-from rewarm.policy.keepalive.base import Keep, LayerView
+from rewarm.policy.keepalive.base import BARE, Keep, LayerView
 
 IDLE_MAX = 8  # Bares at a time: a burst takes no more from them, and each holds five descriptors
 
@@ -47,7 +46,7 @@ class Bares:
         size = int(self.bytes.value)
         if ground.draining or len(self.layers) >= IDLE_MAX or ground.ledger.short_bytes(size):
             return
-        view = LayerView(Layer.BARE, None, _NOBODY, self.seconds.value, size, now, now, 0)
+        view = LayerView(BARE, None, _NOBODY, self.seconds.value, size, now, now, 0)
         if isinstance(ground.keepalive.on_idle(view, now), Keep):
             bare = Bare(ground.new_id(), now)
             self.layers[bare.id] = bare
@@ -107,5 +106,5 @@ class Bares:
     def view(self, bare: Bare) -> LayerView:
         held = self._ground.ledger.of(bare.id)
         return LayerView(
-            Layer.BARE, None, _NOBODY, self.seconds.value, held, bare.idle_since_s, bare.last_used_s, 0
+            BARE, None, _NOBODY, self.seconds.value, held, bare.idle_since_s, bare.last_used_s, 0
         )  # fmt: skip

@@ -15,8 +15,8 @@ from rewarm.core.models import Model
 from rewarm.core.state import INF, Bare, FunctionState, LangLayer, LayerState, Sandbox
 from rewarm.facts.function import LangKey
 from rewarm.facts.messages import Effect
-from rewarm.facts.sandbox import Layer, SandboxState
-from rewarm.policy.keepalive.base import LayerView
+from rewarm.facts.sandbox import SandboxState
+from rewarm.policy.keepalive.base import USER, LayerView
 
 if TYPE_CHECKING:
     from rewarm.core.pool import Pool
@@ -80,7 +80,7 @@ def worth_of_next(pool: Pool, fn: FunctionState, now: float) -> float:
 def view_of_next(fn: FunctionState, now: float) -> LayerView:
     """An instance of `fn` that is not there yet, as it is expected to be."""
     size = int(fn.resident.value)
-    return LayerView(Layer.USER, fn.name, fn.key, fn.up_s.value, size, now, now, 0, fn.live)
+    return LayerView(USER, fn.name, fn.key, fn.up_s.value, size, now, now, 0, fn.live)
 
 
 def _node(layer: Victim) -> int | LangKey:

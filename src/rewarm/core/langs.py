@@ -16,8 +16,8 @@ from rewarm.errors import RewarmError
 from rewarm.facts.function import LangKey
 from rewarm.facts.messages import DropLang, Effect, Fork, RaiseLang
 from rewarm.facts.prices import as_memory_bytes
-from rewarm.facts.sandbox import Layer, SandboxState, StartKind
-from rewarm.policy.keepalive.base import Keep, LayerView
+from rewarm.facts.sandbox import SandboxState, StartKind
+from rewarm.policy.keepalive.base import LANG, Keep, LayerView
 
 BYTES_PRIOR = 24 << 20  # until a runtime of this key has been measured
 
@@ -136,7 +136,7 @@ class Langs:
         ground, size = self._ground, self.bytes_of(key)
         if key.forks or key in self.layers or ground.draining or ground.ledger.short_bytes(size):
             return
-        view = LayerView(Layer.LANG, None, key, self.seconds_of(key), size, now, now, 0)
+        view = LayerView(LANG, None, key, self.seconds_of(key), size, now, now, 0)
         if isinstance(ground.keepalive.on_idle(view, now), Keep):
             self._raise(key, size, now, out)
 
@@ -249,6 +249,6 @@ class Langs:
     def view(self, lang: LangLayer) -> LayerView:
         held = self.account(lang.key).of(lang.key)
         return LayerView(
-            Layer.LANG, None, lang.key, self.seconds_of(lang.key), as_memory_bytes(held) if lang.key.vm_bytes else held,
+            LANG, None, lang.key, self.seconds_of(lang.key), as_memory_bytes(held) if lang.key.vm_bytes else held,
             lang.idle_since_s, lang.last_used_s, lang.uses,
         )  # fmt: skip

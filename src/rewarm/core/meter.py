@@ -18,6 +18,7 @@ from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey
 from rewarm.facts.messages import Effect, Event
 from rewarm.facts.sandbox import Layer, SandboxState, StartKind
+from rewarm.policy.keepalive.base import BARE, LANG, USER
 
 _WARM = StartKind.WARM  # what most requests find
 
@@ -105,9 +106,9 @@ class Meter:
     # ------------------------------------------------------------ runs
 
     def _run(self, effect: m.Run, now: float) -> None:
-        sandbox_id = effect[0]
-        warm = len(effect[1])
-        for request in effect[1]:
+        sandbox_id = effect.sandbox_id
+        warm = len(effect.requests)
+        for request in effect.requests:
             if request.start is not _WARM:
                 self.starts[request.start] += 1
                 warm -= 1
@@ -124,9 +125,11 @@ class Meter:
                 lang.stir(now)
 
     def _run_done(self, event: m.RunDone, now: float) -> None:
-        if event[0] in self._busy:
-            self._stops(event[0], self._layers[event[0]], now)
-            self._layers[event[0]].rest(now)
+        sandbox_id = event.sandbox_id
+        if sandbox_id in self._busy:
+            layer = self._layers[sandbox_id]
+            self._stops(sandbox_id, layer, now)
+            layer.rest(now)
 
     def _stops(self, sandbox_id: int, layer: _Layer, now: float) -> None:
         self._busy.discard(sandbox_id)
@@ -140,7 +143,7 @@ class Meter:
 
     def _raised(self, event: m.Raised, now: float) -> None:
         if event.state is SandboxState.BARE:
-            self._layers[event.sandbox_id] = bare = _Layer(Layer.BARE)
+            self._layers[event.sandbox_id] = bare = _Layer(BARE)
             bare.rest(now)
         elif event.state is SandboxState.READY and event.sandbox_id in self._layers:
             self._layers[event.sandbox_id].rest(now)
@@ -148,7 +151,7 @@ class Meter:
     def _lang_raised(self, event: m.LangRaised, now: float) -> None:
         if event.key.vm_bytes:
             return  # it is on disk
-        self._layers[event.key] = lang = _Layer(Layer.LANG)
+        self._layers[event.key] = lang = _Layer(LANG)
         lang.rest(now)
 
     def _fork(self, effect: m.Fork, now: float) -> None:
@@ -156,7 +159,7 @@ class Meter:
         bare = self._layers.get(effect.sandbox_id)
         if bare is not None:
             self._use(bare, now)
-            bare.layer = Layer.USER
+            bare.layer = USER
             bare.lang = lang if effect.key.forks else None
         if lang is not None:
             resting = lang.idle_since_s < INF
@@ -167,7 +170,7 @@ class Meter:
                 lang.rest(now)
 
     def _restore(self, effect: m.Restore, now: float) -> None:
-        self._layers[effect.sandbox_id] = _Layer(Layer.USER)  # it has been nobody's Bare, and idles once it is READY
+        self._layers[effect.sandbox_id] = _Layer(USER)  # it has been nobody's Bare, and idles once it is READY
 
     def _use(self, layer: _Layer, now: float) -> None:
         layer.stir(now)

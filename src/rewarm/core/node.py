@@ -81,7 +81,7 @@ class Node:
     # ------------------------------------------------------------ requests
 
     def _arrived(self, event: m.Arrived, now: float, out: list[Effect]) -> None:
-        self.arrive(event[0], now, out)
+        self.arrive(event.request, now, out)
 
     def arrive(self, request: Request, now: float, out: list[Effect]) -> None:
         """The hot half of `handle(Arrived(request), now)`, for drivers that count microseconds.
@@ -125,11 +125,11 @@ class Node:
         queue, idle = fn.queue, fn.idle
         while queue and idle:
             decision = Dispatch(fn.batching.max_size) if fn.flushing else fn.batching.decide(queue, now)
-            if type(decision) is Wait:
+            if isinstance(decision, Wait):
                 if decision.until_s is not None:
                     self.timers.arm(fn, decision.until_s)
                 return
-            batch = take(queue, decision, now, out)  # type: ignore[arg-type]  # mypy does not narrow by `is not`
+            batch = take(queue, decision, now, out)
             if batch:
                 self._run(fn, idle.pop(), batch, now, out)
         if queue:
@@ -156,7 +156,7 @@ class Node:
         out.append(m.Run(sandbox.id, batch))
 
     def _run_done(self, event: m.RunDone, now: float, out: list[Effect]) -> None:
-        sandbox = self.pool.sandboxes.get(event[0])
+        sandbox = self.pool.sandboxes.get(event.sandbox_id)
         if sandbox is None or sandbox.state is not State.BUSY or sandbox.batch is None:
             return  # it was given up on (timeout) while the answer was on its way
         fn = sandbox.function
@@ -166,9 +166,9 @@ class Node:
         sandbox.state = State.READY
         sandbox.run_deadline_s = INF
         fn.idle.append(sandbox)
-        fn.batching.on_run(size, event[1], now)
+        fn.batching.on_run(size, event.run_s, now)
         if fn.on_run is not None:
-            fn.on_run(sandbox.revision.spec, size, event[1], now)
+            fn.on_run(sandbox.revision.spec, size, event.run_s, now)
         if fn.removed or sandbox.revision is not fn.revision:
             self.pool.destroy(sandbox, "outdated", out)
             return

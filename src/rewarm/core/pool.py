@@ -27,8 +27,8 @@ from rewarm.core.state import (
 from rewarm.core.timers import Timers
 from rewarm.facts.function import LangKey
 from rewarm.facts.messages import Destroy, Effect, LoadUser, RaiseBare, Restore
-from rewarm.facts.sandbox import Layer, SandboxState, StartKind
-from rewarm.policy.keepalive.base import Keep, KeepaliveDecision, KeepalivePolicy, LayerView
+from rewarm.facts.sandbox import SandboxState, StartKind
+from rewarm.policy.keepalive.base import USER, Keep, KeepaliveDecision, KeepalivePolicy, LayerView
 
 _HOLD_S = 1.0  # how soon to ask again about an instance for which a batch gathers
 
@@ -236,7 +236,7 @@ class Pool:
     def user_view(self, sandbox: Sandbox) -> LayerView:
         fn = sandbox.function
         return LayerView(
-            Layer.USER, fn.name, sandbox.key, fn.up_s.value, self.ledger.of(sandbox.id),
+            USER, fn.name, sandbox.key, fn.up_s.value, self.ledger.of(sandbox.id),
             sandbox.idle_since_s, sandbox.last_used_s, sandbox.uses, fn.live - 1 if len(fn.sandboxes) > 1 else 0,
         )  # fmt: skip
 

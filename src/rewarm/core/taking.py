@@ -14,7 +14,7 @@ from rewarm.policy.batching.base import Dispatch, Pick
 def take(queue: deque[Request], decision: Dispatch | Pick, now: float, out: list[Effect]) -> list[Request]:
     """What `decision` asks for: the oldest so many that are not late, or those at its places that are not."""
     batch: list[Request] = []
-    if type(decision) is Pick:
+    if isinstance(decision, Pick):
         picked = [queue[place] for place in decision.places]
         for place in reversed(decision.places):
             del queue[place]
@@ -24,7 +24,7 @@ def take(queue: deque[Request], decision: Dispatch | Pick, now: float, out: list
             else:
                 batch.append(request)
         return batch
-    size = decision.size  # type: ignore[union-attr]  # mypy does not narrow by `is not`
+    size = decision.size
     while queue and len(batch) < size:
         request = queue.popleft()
         if request.deadline_s <= now:

@@ -13,18 +13,8 @@ from __future__ import annotations
 
 import enum
 
-
-class SandboxState(enum.Enum):
-    __hash__ = object.__hash__  # Enum's own is Python code; members are single objects, and looked up all the time
-
-    ABSENT = "absent"
-    BARE = "bare"
-    LANG = "lang"
-    USER = "user"
-    READY = "ready"
-    BUSY = "busy"
-    DYING = "dying"
-    GONE = "gone"
+from rewarm.facts.states import SandboxState as SandboxState
+from rewarm.facts.states import StartKind as StartKind
 
 
 class Layer(enum.IntEnum):
@@ -61,16 +51,3 @@ def check_move(old: SandboxState, new: SandboxState) -> None:
     """Raises IllegalMove unless `old` → `new` is in the table."""
     if new not in LEGAL_MOVES[old]:
         raise IllegalMove(f"{old.value} → {new.value}")
-
-
-class StartKind(enum.Enum):
-    """What a request found: the highest layer that was alive when it came (answer header Rewarm-Start)."""
-
-    __hash__ = object.__hash__  # as above: counted per request
-
-    WARM = "warm"
-    USER = "user"
-    LANG = "lang"
-    BARE = "bare"
-    COLD = "cold"
-    RESTORED = "restored"

@@ -7,6 +7,7 @@ import shutil
 import stat
 import struct
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from rewarm.guest.workshop import Workshop, run
@@ -27,29 +28,34 @@ _IMAGE_FORMAT = 1  # counts what changes the bytes of an image of the same files
 
 def function_image(home_dir: Path, revision_digest: str, code_dir: Path, weights_path: Path | None) -> Path:
     """The drive of a function: /code, and /weights/NAME if it has weights. Made once. Raises SystemFault."""
-    workshop = Workshop(home_dir)
-    name = f"function-{revision_digest}.img"
-    if (workshop.folder / name).is_file():
-        return workshop.folder / name
-    with workshop.staging() as scratch:
-        tree = scratch / "tree"
+
+    def fill(tree: Path) -> None:
         shutil.copytree(code_dir, tree / "code", copy_function=link_or_copy)
         if weights_path is not None:
             (tree / "weights").mkdir()
             link_or_copy(weights_path, tree / "weights" / weights_path.name)
-        return workshop.place(as_drive(make_image(tree, scratch / "image", "rewarm-fn")), name)
+
+    return made_once(home_dir, f"function-{revision_digest}.img", "rewarm-fn", fill)
 
 
 def blank_image(home_dir: Path) -> Path:
     """The drive of a guest without a function yet. Made once. Raises SystemFault."""
+    return made_once(home_dir, f"blank-{_IMAGE_FORMAT}.img", "rewarm-fn", lambda tree: None)
+
+
+def made_once(home_dir: Path, name: str, label: str, fill: Callable[[Path], None]) -> Path:
+    """The drive `name`: the one that is there, else one of what `fill` puts into the folder that it is given.
+
+    Raises SystemFault, MicrovmUnavailable, and what `fill` does.
+    """
     workshop = Workshop(home_dir)
-    name = f"blank-{_IMAGE_FORMAT}.img"
     if (workshop.folder / name).is_file():
         return workshop.folder / name
     with workshop.staging() as scratch:
         tree = scratch / "tree"
         tree.mkdir()
-        return workshop.place(as_drive(make_image(tree, scratch / "image", "rewarm-fn")), name)
+        fill(tree)
+        return workshop.place(as_drive(make_image(tree, scratch / "image", label)), name)
 
 
 def link_or_copy(source: Path | str, target: Path | str) -> None:

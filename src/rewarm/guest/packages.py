@@ -11,21 +11,23 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from importlib import metadata
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import rewarm
 from rewarm.errors import BadDefinition, MicrovmUnavailable
 from rewarm.guest.build import find_guest
 from rewarm.guest.bytecode import compile_tree
-from rewarm.guest.images import as_drive, link_or_copy, make_image
-from rewarm.guest.workshop import Workshop
+from rewarm.guest.images import link_or_copy, made_once
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 #: Where the guest mounts it.
 MOUNT = "/packages"
 _FORMAT = b"1"  # counts what changes the image of the same packages
 #: What the worker imports, of rewarm and of others.
-_OWN = ("__init__.py", "define.py", "errors.py", "hooks.py", "kernel.py", "units.py", "wire.py",
+_OWN = ("__init__.py", "define.py", "errors.py", "hooks.py", "kernel.py", "sealed.py", "units.py", "wire.py",
         "facts", "policy", "weights", "worker")  # fmt: skip
 _WORKER_NEEDS = ("orjson", "simdjson")
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^\]]*\])?([^;]*)(?:;(.*))?", re.DOTALL)
@@ -45,29 +47,28 @@ def packages_image(home_dir: Path, packages: tuple[str, ...]) -> Path:
         )
     needed = distributions((*_WORKER_NEEDS, *packages))
     own_files = list(_own_files())
-    workshop = Workshop(home_dir)
-    name = f"packages-{_digest(needed, own_files)[:32]}.img"
-    if (workshop.folder / name).is_file():
-        return workshop.folder / name
-    with workshop.staging() as scratch:
-        tree = scratch / "tree"
+
+    def fill(tree: Path) -> None:
         for distribution in needed:
             _copy(_installed_files(distribution), tree)
         _copy(own_files, tree)
         for package in packages:
             _check_copied(package, tree)
         compile_tree(tree, MOUNT)
-        return workshop.place(as_drive(make_image(tree, scratch / "image", "rewarm-packages")), name)
+
+    return made_once(home_dir, f"packages-{_digest(needed, own_files)[:32]}.img", "rewarm-packages", fill)
 
 
-def distributions(packages: Iterable[str]) -> list[metadata.Distribution]:
+def distributions(packages: Iterable[str]) -> list[Distribution]:
     """What has these packages, and all that it requires without being asked for extras, sorted by name.
 
     A requirement that is not installed is one of another platform or Python, else its owner would not work here either.
     Raises BadDefinition for a package that is not installed.
     """
+    from importlib import metadata  # brings csv and zipfile: only whoever makes an image waits for them
+
     providers = metadata.packages_distributions()
-    found: dict[str, metadata.Distribution] = {}
+    found: dict[str, Distribution] = {}
     wanted = []
     for package in packages:
         top = package.split(".")[0]
@@ -93,7 +94,7 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _required(distribution: metadata.Distribution) -> Iterator[str]:
+def _required(distribution: Distribution) -> Iterator[str]:
     for requirement in distribution.requires or ():
         parsed = _REQUIREMENT.fullmatch(requirement)
         if parsed is not None and not _EXTRA.search(parsed[3] or ""):
@@ -108,7 +109,7 @@ def _own_files() -> Iterator[tuple[PurePosixPath, Path]]:
             yield PurePosixPath("rewarm", path.relative_to(room).as_posix()), path
 
 
-def _installed_files(distribution: metadata.Distribution) -> Iterator[tuple[PurePosixPath, Path]]:
+def _installed_files(distribution: Distribution) -> Iterator[tuple[PurePosixPath, Path]]:
     """What it has among Python's packages, without scripts, compiled files and tests."""
     for file in distribution.files or ():
         parts = file.parts
@@ -138,7 +139,7 @@ def _check_copied(package: str, tree: Path) -> None:
         )
 
 
-def _digest(needed: Iterable[metadata.Distribution], own_files: Iterable[tuple[PurePosixPath, Path]]) -> str:
+def _digest(needed: Iterable[Distribution], own_files: Iterable[tuple[PurePosixPath, Path]]) -> str:
     digest = hashlib.sha256(_FORMAT + b"%d.%d" % sys.version_info[:2])
     for distribution in needed:
         record = sorted(line for line in (distribution.read_text("RECORD") or "").splitlines() if ".pyc," not in line)

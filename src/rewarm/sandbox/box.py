@@ -46,6 +46,7 @@ class Box(Source):
     spec: FunctionSpec  # whose it is; set by Fork, before anything runs in it
 
     def __init__(self, sandbox_id: int, scratch: Path, loop: asyncio.AbstractEventLoop, pump: Pump) -> None:
+        """Makes the directory `scratch`. Raises SandboxFailed, with nothing left."""
         self.id = sandbox_id
         self.scratch = scratch
         self.group: Group | None = None  # its cgroup, where there are such
@@ -67,18 +68,19 @@ class Box(Source):
         self._unsent: deque[memoryview] = deque()
         self._log_read = 0
         self._log_open = False
-        scratch.mkdir(mode=0o700)
-        try:
-            self.log_fd, self.far_log_fd = os.pipe2(os.O_CLOEXEC)
+        with contextlib.ExitStack() as on_error:
             try:
+                scratch.mkdir(mode=0o700)
+                on_error.callback(scratch.rmdir)
+                self.log_fd, self.far_log_fd = os.pipe2(os.O_CLOEXEC)
+                on_error.callback(os.close, self.log_fd)
+                on_error.callback(os.close, self.far_log_fd)
                 self.channel, self.far_channel = socket.socketpair()
-            except OSError:
-                os.close(self.log_fd)
-                os.close(self.far_log_fd)
-                raise
-        except OSError:
-            scratch.rmdir()
-            raise
+            except OSError as error:
+                raise SandboxFailed(
+                    f"no directory or socket for a sandbox: {error}; is the disk full, or the limit of open files low?"
+                ) from error
+            on_error.pop_all()
         self.channel.setblocking(False)
         os.set_blocking(self.log_fd, False)
 

@@ -142,9 +142,8 @@ class MicrovmDriver:
         name = f"sandbox-{sandbox_id}" if attempt == 1 else f"sandbox-{sandbox_id}-{attempt}"
         try:
             box = self._boxes[sandbox_id] = Box(sandbox_id, self._run_dir / name, self._loop, self._pump)
-        except OSError as error:
-            text = f"no directory or socket for a sandbox: {error}; is the disk full, or the limit of open files low?"
-            self._sink.post(m.Exited(sandbox_id, SandboxFailed(text)))
+        except SandboxFailed as error:
+            self._sink.post(m.Exited(sandbox_id, error))
             return None
         return box
 

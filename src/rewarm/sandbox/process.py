@@ -95,9 +95,8 @@ class ProcessDriver:
         since_s = self._clock()
         try:
             box = Box(effect.sandbox_id, self._run_dir / f"sandbox-{effect.sandbox_id}", self._loop, self._pump)
-        except OSError as error:
-            text = f"no directory or socket for a sandbox: {error}; is the disk full, or the limit of open files low?"
-            self._sink.post(m.Exited(effect.sandbox_id, SandboxFailed(text)))
+        except SandboxFailed as error:
+            self._sink.post(m.Exited(effect.sandbox_id, error))
             return
         box.group = self._cgroups.make(box.scratch.name)
         self._boxes[box.id] = box

@@ -259,7 +259,7 @@ class Machine:
                 self._carriers[type(effect)](effect, now, effects)
                 continue
             self.meter.effect(effect, now)
-            sandbox_id, (request,) = effect
+            sandbox_id, request = effect.sandbox_id, effect.requests[0]  # nobody batches here
             box = boxes.get(sandbox_id)
             if box is None:
                 continue  # the two crossed on the way

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import random
-import statistics
 import time
 from contextlib import suppress
 from mmap import mmap
@@ -69,6 +68,8 @@ def measure_storage(memory: Path) -> StorageSpeed:
 
     Raises OSError.
     """
+    from statistics import median  # brings decimal and fractions: only whoever takes a snapshot waits for them
+
     regions = nonzero_regions(memory) or [Region(0, max(1, memory.stat().st_size // PAGE_BYTES))]
     drop_cache(memory)
     try:
@@ -81,7 +82,7 @@ def measure_storage(memory: Path) -> StorageSpeed:
         bytes_s = [pages * PAGE_BYTES / _read_s(file, page, pages) for page, pages in many]
     finally:
         os.close(file)
-    return StorageSpeed(statistics.median(seconds), statistics.median(bytes_s))
+    return StorageSpeed(median(seconds), median(bytes_s))
 
 
 def _samples(regions: list[Region]) -> tuple[list[int], list[Region]]:

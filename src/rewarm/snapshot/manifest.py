@@ -4,10 +4,9 @@
     <folder>/memory          the guest's memory, page by page; zero pages are holes
     <folder>/loading-set     what the guest touches first, copied together (`loading`); may be missing with
     <folder>/layout          which of the three each page is mapped from (`regions`)
-    <folder>/manifest.json   {"digest":"<sha256 of what follows>","manifest":{…}}
+    <folder>/manifest.json   the manifest, as `sealed` writes it
 
-The manifest vouches for the other files and names the machine that made them. It begins with the digest of its
-canonical JSON, so not one changed byte of it goes unseen:
+It vouches for the other files and names the machine that made them:
 
     {"format": 1, "kind": "lang" | "user", "subject": key or digest of the revision, "platform": {…},
      "parts": {"state": [size_bytes, sha256], "memory": […], "loading-set": […], "layout": […]},
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
 
 from rewarm.errors import SnapshotCorrupt, SnapshotFailed, SnapshotMismatch, SystemFault
+from rewarm.sealed import seal, unseal
 from rewarm.snapshot.holes import data_extents
 from rewarm.snapshot.regions import PAGE_BYTES, Layout
 
@@ -38,7 +38,6 @@ FORMAT = 1
 MANIFEST_NAME = "manifest.json"
 STATE_NAME, MEMORY_NAME, LOADING_SET_NAME, LAYOUT_NAME = "state", "memory", "loading-set", "layout"
 
-_HEAD, _MIDDLE, _TAIL = b'{"digest":"', b'","manifest":', b"}\n"
 _MANIFEST_BYTES_MAX = 1 << 20
 _LAYOUT_BYTES_MAX = 64 << 20
 _BLOCK_BYTES = 64 << 10
@@ -114,15 +113,13 @@ class Manifest:
             "parts": {name: [part.size_bytes, part.sha256] for name, part in self.parts.items()},
             "loading": self.loading, "seconds": dict(self.seconds),
         }  # fmt: skip
-        body = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-        return _HEAD + hashlib.sha256(body).hexdigest().encode() + _MIDDLE + body + _TAIL
+        return seal("manifest", fields)
 
     @staticmethod
     def loads(data: bytes) -> Manifest:
         """The inverse of `dumps`. Raises SnapshotCorrupt for any other bytes, SnapshotMismatch for another format."""
-        begin = len(_HEAD) + 64 + len(_MIDDLE)
-        body = data[begin : -len(_TAIL)]
-        if data[:begin] != _HEAD + hashlib.sha256(body).hexdigest().encode() + _MIDDLE or data[-len(_TAIL) :] != _TAIL:
+        body = unseal("manifest", data)
+        if body is None:
             raise SnapshotCorrupt(f"the manifest of a snapshot is damaged: its digest does not fit; {_AGAIN}")
         try:
             found = json.loads(body)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import socket
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from rewarm.errors import Unavailable
+from rewarm.helper import Helper
 from rewarm.snapshot.manifest import Snapshot
 
 log = logging.getLogger("rewarm.snapshot")
@@ -30,34 +28,17 @@ class PagerClient:
 
     def __init__(self, died: Callable[[], None]) -> None:
         self._died = died
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
-        self._endings: set[asyncio.Future[int]] = set()
+        self._process = Helper("rewarm.snapshot.pager", self._hung_up)
         self._listening: set[Listening] = set()
 
     @property
     def pid(self) -> int | None:
         """Of the process, if there is one."""
-        return None if self._process is None else self._process.pid
+        return self._process.pid
 
     def start(self) -> None:
         """Have a process from now on; `serve` does that too. Raises OSError if it cannot be started."""
-        if self._process is not None:
-            return
-        self._loop = asyncio.get_running_loop()
-        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-P", "-m", "rewarm.snapshot.pager", str(far.fileno()), str(os.getpid())]
-        try:
-            with far:
-                self._process = subprocess.Popen(
-                    command, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-                )
-        except OSError:
-            near.close()
-            raise
-        near.setblocking(False)
-        self._control = near
-        self._loop.add_reader(near.fileno(), self._hung_up)
+        self._process.start()
 
     def serve(self, snapshot: Snapshot) -> socket.socket:
         """Have a VM filled from a snapshot. It inherits the socket returned, which the caller then closes.
@@ -84,38 +65,24 @@ class PagerClient:
     def _order(self, snapshot: Snapshot, channel: socket.socket, pid: int) -> None:
         try:
             self.start()
-            assert self._control is not None
+            assert self._process.control is not None
             loading = snapshot.loading_set is not None
             order = {"folder": str(snapshot.folder), "loading": loading, "pid": pid}
-            socket.send_fds(self._control, [json.dumps(order).encode()], [channel.fileno()])
+            socket.send_fds(self._process.control, [json.dumps(order).encode()], [channel.fileno()])
         except OSError as error:  # it is about to be found dead, or has more orders than it can take
             raise Unavailable(f"the pager does not listen ({error}); try again") from error
 
     def _hung_up(self) -> None:
         """It never says anything, so this is its end, and not by `close`."""
-        self._stop()
+        self._process.stop()
         log.error("the pager of restored VMs has died: those it served are lost, and have to be restored anew")
         self._died()
-
-    def _stop(self) -> None:
-        if self._control is not None:
-            self._loop.remove_reader(self._control.fileno())
-            self._control.close()
-            self._control = None
-        if self._process is not None:
-            self._process.kill()
-            ending = self._loop.run_in_executor(None, self._process.wait)
-            self._endings.add(ending)
-            ending.add_done_callback(self._endings.discard)
-            self._process = None
 
     async def close(self) -> None:
         """End the process and wait until it is gone. Harmless a second time."""
         for listening in list(self._listening):
             listening.close()
-        self._stop()
-        while self._endings:
-            await asyncio.wait(self._endings)
+        await self._process.close()
 
     # ------------------------------------------------------------ who connects
 

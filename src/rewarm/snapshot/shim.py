@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 
 from rewarm.errors import SystemFault
@@ -29,7 +28,7 @@ def build_shim(cache_dir: Path) -> Path:
 
     Raises SystemFault that says what is missing, and how to get it.
     """
-    source = resources.files("rewarm.snapshot").joinpath("shim.c").read_bytes()
+    source = Path(__file__).with_name("shim.c").read_bytes()
     digest = hashlib.sha256(b"\0".join((source, *map(str.encode, (*_FLAGS, *os.uname()[4:])))))
     shim = cache_dir / f"shim-{digest.hexdigest()[:16]}.so"
     if not shim.is_file():

@@ -48,7 +48,7 @@ class Child:
             self._pidfd = -1
             self._loop.call_later(_POLL_S, self._reap)
 
-    def when_ended(self, then: Callable[[int], None]) -> None:
+    def when_ended(self, then: Callable[[int], object]) -> None:
         """Call `then(wait status)` once it has ended, on the event loop and never before this returns."""
         self._ended.add_done_callback(lambda ended: then(ended.result()))
 

@@ -15,29 +15,29 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from rewarm.errors import MicrovmUnavailable, SandboxFailed, SnapshotFailed, SystemFault
 from rewarm.guest import find_guest
 from rewarm.vmm import kvm
 from rewarm.vmm.child import Child
 from rewarm.vmm.firecracker_api import FirecrackerApi, FirecrackerError
+from rewarm.vmm.monitor import Monitor, ask_version
 from rewarm.vmm.qemu import Hardware, find_qemu, kernel_words
 
 if TYPE_CHECKING:
     from rewarm.snapshot.restore import RestorePlan
 
 #: Where a guest listens: for frames, and for whoever reads what its code writes.
-FN_VSOCK_PORT, LOG_VSOCK_PORT = 5001, 5002
+_VSOCK_PORTS = FN_VSOCK_PORT, LOG_VSOCK_PORT = 5001, 5002
 
 _BINARY = "firecracker"
 _VERSION_MIN = (1, 17)  # the first that boots a bzImage, which is what Debian's kernels are
-_VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
-_VERSION_WAIT_S = 10.0
+_VERSION = re.compile(r"v(\d+)\.(\d+)\.\d+")
+_INSTEAD = "it is not packaged by Debian, QEMU is used"
 _GUEST_CID = 3  # the same for all: each machine has a socket of its own
 _API_SOCKET, _VSOCK_SOCKET = "api.sock", "vsock.sock"
 _POLL_S = 0.005
@@ -45,32 +45,13 @@ _CONNECT_WAIT_S = 60.0  # a guest listens once it has booted
 _READ_BYTES = 1 << 16
 
 
-class Firecracker(NamedTuple):
-    """A Firecracker that is new enough."""
-
-    path: Path
-    version: tuple[int, int, int]
-
-
-def find_firecracker(binary: str = _BINARY) -> Firecracker:
+def find_firecracker(binary: str = _BINARY) -> Path:
     """Blocks for some milliseconds. Raises MicrovmUnavailable: none, too old, broken."""
-    found = shutil.which(binary)
-    if found is None:
-        raise MicrovmUnavailable(f"there is no {binary}; it is not packaged by Debian, QEMU is used")
-    try:
-        told = subprocess.run(
-            [found, "--version"], capture_output=True, check=True, text=True, errors="replace", timeout=_VERSION_WAIT_S
-        ).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise MicrovmUnavailable(f"{found} does not start: {error}; QEMU is used") from error
-    match = _VERSION.search(told)
-    if match is None:
-        raise MicrovmUnavailable(f"{found} does not tell its version; QEMU is used")
-    version = (int(match[1]), int(match[2]), int(match[3]))
-    if version < _VERSION_MIN:
+    path, match = ask_version(binary, _VERSION, _INSTEAD)
+    if (int(match[1]), int(match[2])) < _VERSION_MIN:
         oldest = ".".join(map(str, _VERSION_MIN))
-        raise MicrovmUnavailable(f"{found} is {match[0]}, and v{oldest} is needed; QEMU is used")
-    return Firecracker(Path(found), version)
+        raise MicrovmUnavailable(f"{path} is {match[0]}, and v{oldest} is needed; {_INSTEAD}")
+    return path
 
 
 def available(home_dir: Path, binary: str = _BINARY) -> tuple[bool, str]:
@@ -83,49 +64,50 @@ def available(home_dir: Path, binary: str = _BINARY) -> tuple[bool, str]:
         accel = kvm.verdict(home_dir, find_guest(home_dir), find_qemu())
     except SystemFault as error:
         return False, error.message
-    return (True, str(found.path)) if accel.name == "kvm" else (False, f"it needs KVM: {accel.why}")
+    return (True, str(found)) if accel.name == "kvm" else (False, f"it needs KVM: {accel.why}")
 
 
-class FirecrackerMachine:
+class FirecrackerMachine(Monitor):
     """One micro-VM, with the methods of `machine.Machine`; `fn` and `log_fd` are joined to the guest once it listens.
 
     `run_dir`: where it makes a folder for its sockets, which goes with it.
     """
 
-    def __init__(self, firecracker: Firecracker, hw: Hardware, memory: Path, run_dir: Path) -> None:
+    def __init__(self, binary: Path, hw: Hardware, memory: Path, run_dir: Path) -> None:
         """Use `boot` or `restore`."""
         self._hw = hw
         self._memory = memory
-        self._folder = Path(tempfile.mkdtemp(prefix="firecracker-", dir=run_dir))
-        self._folder_fd = os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.fn, self._far_fn = socket.socketpair()
-        log, self._far_log = socket.socketpair()
-        self.log_fd = log.detach()
-        os.set_blocking(self.log_fd, False)
-        for end in (self.fn, self._far_fn, self._far_log):
-            end.setblocking(False)
-        self._detached = False
         self._up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._life: asyncio.Task[None] | None = None
+        with contextlib.ExitStack() as own, contextlib.ExitStack() as on_error:
+            try:
+                folder = Path(tempfile.mkdtemp(prefix="firecracker-", dir=run_dir))
+                own.callback(shutil.rmtree, folder, ignore_errors=True)
+                self._folder_fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                own.callback(os.close, self._folder_fd)
+                near, self._far = zip(*(socket.socketpair() for _ in _VSOCK_PORTS), strict=True)
+                for end in near:
+                    on_error.enter_context(end).setblocking(False)
+                for end in self._far:
+                    own.enter_context(end).setblocking(False)
+                words = [str(binary), "--api-sock", _API_SOCKET, "--id", folder.name]
+                child = Child(words, {}, (), folder)
+            except OSError as error:
+                raise SandboxFailed(f"no process for a micro-VM: {error}") from error
+            on_error.pop_all()
+            self._own = own.pop_all()  # what goes once nobody carries bytes any more
+        super().__init__(child, near[0], near[1].detach())
         self._api = FirecrackerApi(self._reach(_API_SOCKET))
-        try:
-            words = [str(firecracker.path), "--api-sock", _API_SOCKET, "--id", self._folder.name]
-            self._child = Child(words, {}, (), self._folder)
-        except OSError as error:
-            self._release()
-            raise SandboxFailed(f"no process for a micro-VM: {error}") from error
-        self.pid = self._child.pid
 
     @classmethod
-    def boot(cls, firecracker: Firecracker, hw: Hardware, memory: Path, run_dir: Path) -> FirecrackerMachine:
+    def boot(cls, binary: Path, hw: Hardware, memory: Path, run_dir: Path) -> FirecrackerMachine:
         """Start a guest; `snapshot` writes its memory to `memory`. Returns at once. Raises SandboxFailed."""
-        machine = cls(firecracker, hw, memory, run_dir)
+        machine = cls(binary, hw, memory, run_dir)
         machine._begin(machine._boot)
         return machine
 
     @classmethod
     def restore(
-        cls, firecracker: Firecracker, hw: Hardware, state: Path, plan: RestorePlan, run_dir: Path,
+        cls, binary: Path, hw: Hardware, state: Path, plan: RestorePlan, run_dir: Path,
         copy: Path | None = None, pager_socket: Path | None = None,
     ) -> FirecrackerMachine:  # fmt: skip
         """Start from a snapshot; `running` tells when it does. The caller begins and ends the plan.
@@ -133,7 +115,7 @@ class FirecrackerMachine:
         `pager_socket`: where a pager listens that fills the memory; otherwise it is mapped from the plan's file. A
         snapshot of it is written to `copy`. Returns at once. Raises SandboxFailed.
         """
-        machine = cls(firecracker, hw, copy or plan.memory, run_dir)
+        machine = cls(binary, hw, copy or plan.memory, run_dir)
         machine._begin(functools.partial(machine._restore, state, plan.memory, pager_socket))
         return machine
 
@@ -162,11 +144,7 @@ class FirecrackerMachine:
 
     def _begin(self, steps: Callable[[], Awaitable[None]]) -> None:
         self._life = asyncio.get_running_loop().create_task(self._live(steps))
-        self._child.when_ended(lambda _: self._hang_up())
-
-    def _hang_up(self) -> None:
-        if self._life is not None:
-            self._life.cancel()
+        self.when_ended(lambda _: self._life.cancel())
 
     async def _live(self, steps: Callable[[], Awaitable[None]]) -> None:
         """Come up, then carry bytes between the guest's ports and ours; ours hear the end."""
@@ -174,15 +152,15 @@ class FirecrackerMachine:
         error: BaseException | None = FirecrackerError("it has ended;")
         try:
             await steps()
-            for port in (FN_VSOCK_PORT, LOG_VSOCK_PORT):
+            for port in _VSOCK_PORTS:
                 guest.append(await self._guest_port(port))
             error = None
             self._up.set_result(None)
-            await asyncio.gather(_join(guest[0], self._far_fn), _join(guest[1], self._far_log))
+            await asyncio.gather(*map(_join, guest, self._far))
         except FirecrackerError as refusal:
             error = refusal
         finally:
-            for end in (*guest, self._far_fn, self._far_log):
+            for end in (*guest, *self._far):
                 end.close()
             if error is not None:
                 self._up.set_exception(error)
@@ -244,7 +222,7 @@ class FirecrackerMachine:
         """Try until it works. Raises FirecrackerError if the process ends first, or time is up."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + _CONNECT_WAIT_S
-        while self._child.status is None and loop.time() < until_s:
+        while self.status is None and loop.time() < until_s:
             try:
                 return await attempt()
             except OSError:
@@ -255,52 +233,17 @@ class FirecrackerMachine:
         """A path to a socket in its folder that is short enough for the kernel, wherever that is."""
         return f"/proc/self/fd/{self._folder_fd}/{name}"
 
-    # ------------------------------------------------------------ the process
-
-    @property
-    def status(self) -> int | None:
-        """Its wait status, once it has ended and is reaped."""
-        return self._child.status
-
-    def when_ended(self, then: Callable[[int], None]) -> None:
-        """Call `then(wait status)` once it has ended and is reaped; never before this returns."""
-        self._child.when_ended(then)
-
-    async def wait(self) -> int:
-        """Its wait status, once it has ended and is reaped."""
-        return await self._child.wait()
-
-    def kill(self) -> None:
-        """SIGKILL, if it has not ended."""
-        self._child.kill()
-
-    def detach(self) -> tuple[socket.socket, int]:
-        """`fn` and `log_fd`: the caller's to close from here on."""
-        fn, log_fd = self.fn, self.log_fd
-        self._detached, self.log_fd = True, -1
-        return fn, log_fd
+    # ------------------------------------------------------------ the end
 
     async def close(self) -> None:
-        """Kill it, wait for its end and close what was not detached. Harmless a second time."""
         try:
-            await self._child.end()
+            await super().close()
         finally:
-            if self._life is not None:
-                self._life.cancel()
-                await asyncio.wait([self._life])
-            self._release()
+            self._life.cancel()
+            await asyncio.wait([self._life])
+            self._own.close()
 
-    def _release(self) -> None:
-        self._far_fn.close()
-        self._far_log.close()
-        if not self._detached:
-            self._detached = True
-            self.fn.close()
-            os.close(self.log_fd)
-        if self._folder_fd >= 0:
-            os.close(self._folder_fd)
-            self._folder_fd = -1
-            shutil.rmtree(self._folder, ignore_errors=True)
+    # ------------------------------------------------------------ what was said
 
     @property
     def console(self) -> str:

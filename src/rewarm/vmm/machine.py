@@ -9,13 +9,14 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewarm.errors import SandboxFailed, SnapshotCorrupt, SnapshotFailed
 from rewarm.vmm.child import Child
 from rewarm.vmm.handed import Handed
+from rewarm.vmm.monitor import Monitor
 from rewarm.vmm.qemu import Ends, Hardware, command
 from rewarm.vmm.qmp import Command, Qmp, QmpError
 from rewarm.vmm.user import take_uid
@@ -48,11 +49,9 @@ def quoted(line: str, chars_max: int = _QUOTED_CHARS_MAX) -> str:
     return "".join(letter for letter in line[: 2 * chars_max] if letter.isprintable())[:chars_max]
 
 
-class Machine:
+class Machine(Monitor):
     """Lives on the event loop's thread: QEMU is killed when the thread that starts it ends, as it does with the server.
 
-    `fn` carries frames and `log_fd` what code in the guest writes to stdout and stderr, both non-blocking and the
-    caller's to read. Whoever has one calls `close` in the end, or has `detach`ed the two and waits for the process.
     Where the server is root, QEMU runs as the user and group `uid`, which nobody else has (see `user`).
     """
 
@@ -85,17 +84,14 @@ class Machine:
                         incoming=state is not None, shared=shared, kvm_fd=self._handed.kvm(hw.accel),
                     )  # fmt: skip
                     self._source = state and self._handed.file(state)
-                    self._child = Child(words, env or {}, (*ends, *self._handed.fds, *pass_fds), uid=self.uid)
+                    child = Child(words, env or {}, (*ends, *self._handed.fds, *pass_fds), uid=self.uid)
             except OSError as error:
                 raise self._not_started(error) from error
             on_error.pop_all()
-        self.fn: socket.socket = near[0]
-        self.log_fd: int = near[1].detach()
-        self.pid = self._child.pid
-        self._detached = False
+        super().__init__(child, near[0], near[1].detach())
         self._qmp = Qmp(near[2])
         self._answers: list[asyncio.Future[Any]] = []
-        self._child.when_ended(lambda _: self._qmp.close())
+        self.when_ended(lambda _: self._qmp.close())
 
     @classmethod
     def boot(cls, hw: Hardware, memory: Path) -> Machine:
@@ -188,44 +184,13 @@ class Machine:
         except OSError as error:
             raise SnapshotFailed(f"a micro-VM could not be saved in {state}: {error}") from error
 
-    # ------------------------------------------------------------ the process
-
-    @property
-    def status(self) -> int | None:
-        """Its wait status, once it has ended and is reaped."""
-        return self._child.status
-
-    def when_ended(self, then: Callable[[int], None]) -> None:
-        """Call `then(wait status)` once QEMU has ended and is reaped; never before this returns."""
-        self._child.when_ended(then)
-
-    async def wait(self) -> int:
-        """Its wait status, once it has ended and is reaped."""
-        return await self._child.wait()
-
-    def kill(self) -> None:
-        """SIGKILL, if it has not ended."""
-        self._child.kill()
-
-    def detach(self) -> tuple[socket.socket, int]:
-        """`fn` and `log_fd`: the caller's to close from here on."""
-        fn, log_fd = self.fn, self.log_fd
-        self._detached, self.log_fd = True, -1
-        return fn, log_fd
-
     async def close(self) -> None:
-        """Kill it, wait for its end and close what was not detached. Harmless a second time."""
         try:
-            await self._child.end()
+            await super().close()
         finally:
             if self._saved is not None:
                 os.close(self._saved)
                 self._saved = None
-            if not self._detached:
-                self.fn.close()
-                if self.log_fd >= 0:
-                    os.close(self.log_fd)
-                    self.log_fd = -1
 
     # ------------------------------------------------------------ what was said
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from rewarm.errors import MicrovmUnavailable
+from rewarm.vmm.monitor import ask_version
 from rewarm.vmm.tsc import host_tsc_khz
 
 #: Names of the guest's two virtio-serial ports (/sys/class/virtio-ports/*/name): frames, and what code writes.
@@ -27,7 +26,7 @@ KVM_DEVICE = "/dev/kvm"
 _BINARY = "qemu-system-x86_64"
 _VERSION_MIN = (8, 2)  # the first with a `file:` migration that `-sandbox` allows
 _VERSION = re.compile(r"version (\d+)\.(\d+)(?:\.(\d+))?[^\s(]*(?: \(([^)\n]*)\))?")
-_VERSION_WAIT_S = 10.0
+_INSTALL = "install it with: make system-deps"
 _PROBE_MEMORY_BYTES = 256 << 20
 # init_on_free: pages that the guest has freed are zero, so the snapshot has holes there (FaaSnap's sanitising).
 # The second line: what a guest has no use for, and would do at every wake and every few seconds after it.
@@ -57,24 +56,11 @@ class Qemu(NamedTuple):
 
 def find_qemu(binary: str = _BINARY) -> Qemu:
     """The QEMU of this machine. Blocks for some 20 ms. Raises MicrovmUnavailable: none, too old, broken."""
-    found = shutil.which(binary)
-    if found is None:
-        raise MicrovmUnavailable(f"there is no {binary}; install it with: make system-deps")
-    try:
-        told = subprocess.run(
-            [found, "--version"], capture_output=True, check=True, text=True, errors="replace", timeout=_VERSION_WAIT_S
-        ).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise MicrovmUnavailable(f"{found} does not start: {error}; install it with: make system-deps") from error
-    match = _VERSION.search(told)
-    if match is None:
-        raise MicrovmUnavailable(f"{found} does not tell its version; install another with: make system-deps")
-    qemu = Qemu(Path(found), (int(match[1]), int(match[2]), int(match[3] or 0)), match[4] or "")
+    path, match = ask_version(binary, _VERSION, _INSTALL)
+    qemu = Qemu(path, (int(match[1]), int(match[2]), int(match[3] or 0)), match[4] or "")
     if qemu.version < _VERSION_MIN:
         oldest = ".".join(map(str, _VERSION_MIN))
-        raise MicrovmUnavailable(
-            f"{found} is QEMU {qemu.version_text}, and {oldest} is needed; install it with: make system-deps"
-        )
+        raise MicrovmUnavailable(f"{path} is QEMU {qemu.version_text}, and {oldest} is needed; {_INSTALL}")
     return qemu
 
 

@@ -1,19 +1,17 @@
 """What a pack is on the disk.
 
-    packs/<key>/index.json           what this module reads and writes
+    packs/<key>/index.json           the index, as `sealed` writes it
     packs/<key>/model.onnx           kind "onnx" only: the graph
     packs/<key>/weights.data         kind "onnx" only: its external data, another name of tensors/<sha256>.data
     tensors/<sha256>.safetensors     tensors of one or many packs, named by the digest of the file
 
 A data file is a valid safetensors file in which every tensor begins at a multiple of 4096 bytes, so that each can be
-mapped, populated and locked on its own. The index says which bytes a layer needs, in execution order. It begins with
-the digest of its canonical JSON, so not one changed byte of it goes unseen.
+mapped, populated and locked on its own. The index says which bytes a layer needs, in execution order.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
@@ -27,6 +25,7 @@ import orjson
 
 from rewarm.errors import BadDefinition, SystemFault, WeightsCorrupt
 from rewarm.facts.pack import LayerFacts, PackFacts
+from rewarm.sealed import seal, unseal
 
 FORMAT = 1
 ALIGN_BYTES = 4096
@@ -44,7 +43,6 @@ _KEY = re.compile(r"\w[\w.-]*", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SUFFIX = {"tensors": ".safetensors", "onnx": ".data"}
 _VERIFY_CHUNK_BYTES = 4 << 20
-_HEAD, _MIDDLE, _TAIL = b'{"digest":"', b'","index":', b"}\n"
 
 
 class DataFile(NamedTuple):
@@ -158,15 +156,13 @@ class Index:
             "source_sha256": self.source_sha256, "files": self.files, "tensors": self.tensors, "tied": self.tied,
             "layers": self.layers, "setup_s": self.setup_s, "graph": self.graph,
         }  # fmt: skip
-        body = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-        return _HEAD + hashlib.sha256(body).hexdigest().encode() + _MIDDLE + body + _TAIL
+        return seal("index", fields)
 
     @staticmethod
     def loads(data: bytes) -> Index:
         """The inverse of `dumps`. Raises WeightsCorrupt for any other bytes."""
-        begin = len(_HEAD) + 64 + len(_MIDDLE)
-        body = data[begin : -len(_TAIL)]
-        if data[:begin] != _HEAD + hashlib.sha256(body).hexdigest().encode() + _MIDDLE or data[-len(_TAIL) :] != _TAIL:
+        body = unseal("index", data)
+        if body is None:
             raise WeightsCorrupt("the index of a pack is damaged: its digest does not fit; deploy the function again")
         try:
             found = orjson.loads(body)  # json of Python takes as long as all the rest of opening a pack

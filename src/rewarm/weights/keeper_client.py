@@ -9,10 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-import socket
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +16,7 @@ from typing import Any, NamedTuple
 
 from rewarm.clock import Clock, system_clock
 from rewarm.errors import SystemFault, Unavailable, WeightsCorrupt
+from rewarm.helper import Helper
 from rewarm.kernel import PACKET_BYTES_MAX
 from rewarm.weights.bandwidth import SAMPLE_BYTES_MIN, Bandwidth
 
@@ -94,19 +91,17 @@ class KeeperClient:
         self._loading: set[str] = set()
         self._asked: dict[int, tuple[dict[str, Any], asyncio.Future[dict[str, Any]]]] = {}
         self._last_id = 0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
+        self._process = Helper("rewarm.weights.keeper", self._readable)
         self._outbox: deque[bytes] = deque()
         self._since_s = 0.0
         self._restarts = 0
         self._restart: asyncio.TimerHandle | None = None
-        self._endings: set[asyncio.Future[int]] = set()
         self._over = False  # closed, or given up
 
     @property
     def pid(self) -> int | None:
         """Of the process, if there is one."""
-        return None if self._process is None else self._process.pid
+        return self._process.pid
 
     @property
     def available(self) -> bool:
@@ -117,7 +112,7 @@ class KeeperClient:
 
     def start(self) -> None:
         """Have a process from now on. Every order does that too; the first would wait for it to come up."""
-        if self._process is None and self._restart is None and not self._over:
+        if self._process.pid is None and self._restart is None and not self._over:
             self._spawn()
 
     async def verify(self, pack: PackAt) -> None:
@@ -171,10 +166,9 @@ class KeeperClient:
 
     def _send(self, order: dict[str, Any]) -> bool:
         """False if there is no process at the moment, or one that does not listen any more."""
-        if self._control is None:
+        if self._process.control is None:
             return False
         if len(self._outbox) >= _OUTBOX_MAX:
-            assert self._process is not None
             self._process.kill()  # `_readable` hears of it
             return False
         self._outbox.append(json.dumps(order).encode())
@@ -182,17 +176,18 @@ class KeeperClient:
         return True
 
     def _flush(self) -> None:
-        assert self._control is not None
+        control = self._process.control
+        assert control is not None
         try:
             while self._outbox:
-                self._control.send(self._outbox[0])
+                control.send(self._outbox[0])
                 self._outbox.popleft()
         except BlockingIOError:
-            self._loop.add_writer(self._control.fileno(), self._flush)
+            self._loop.add_writer(control.fileno(), self._flush)
             return
         except OSError:
             self._outbox.clear()  # it has ended: `_readable` is about to hear of it
-        self._loop.remove_writer(self._control.fileno())
+        self._loop.remove_writer(control.fileno())
 
     # ------------------------------------------------------------ the process
 
@@ -201,27 +196,19 @@ class KeeperClient:
         self._loop = asyncio.get_running_loop()
         self._since_s = self._clock()
         try:
-            self._control, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with far:
-                command = [sys.executable, "-P", "-m", "rewarm.weights.keeper", str(far.fileno()), str(os.getpid())]
-                self._process = subprocess.Popen(
-                    command, pass_fds=[far.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-                )
+            self._process.start()
         except OSError as error:
-            self._stop()
             self._ended(f"it cannot be started: {error}")
             return
-        self._control.setblocking(False)
-        self._loop.add_reader(self._control.fileno(), self._readable)
         for pack, size_bytes in self._wanted.values():
             self._send({"op": "pin", **_place(pack), "bytes": size_bytes})
         for order, _ in self._asked.values():
             self._send(order)
 
     def _readable(self) -> None:
-        control = self._control
+        control = self._process.control
         for _ in range(_REPORTS_AT_ONCE):
-            if control is None or control is not self._control:
+            if control is None or control is not self._process.control:
                 return  # closed by whoever heard the report before
             try:
                 packet = control.recv(PACKET_BYTES_MAX)
@@ -262,18 +249,7 @@ class KeeperClient:
 
     def _stop(self) -> None:
         """End the process, if there is one; what it holds is released by that."""
-        if self._control is not None:
-            self._loop.remove_reader(self._control.fileno())
-            self._loop.remove_writer(self._control.fileno())
-            self._control.close()
-            self._control = None
-        if self._process is not None:
-            self._process.kill()
-            # In a thread, since the end of a process that holds gigabytes takes a while.
-            ending = self._loop.run_in_executor(None, self._process.wait)
-            self._endings.add(ending)
-            ending.add_done_callback(self._endings.discard)
-            self._process = None
+        self._process.stop()
         self._outbox.clear()
         self._loading.clear()
 
@@ -309,8 +285,7 @@ class KeeperClient:
             self._restart = None
         self._stop()
         self._give_up()
-        while self._endings:
-            await asyncio.wait(self._endings)
+        await self._process.close()
 
 
 def _place(pack: PackAt) -> dict[str, str]:

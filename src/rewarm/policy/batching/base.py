@@ -8,27 +8,37 @@ told everything that happens to it, in order; it keeps its own statistics and re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, Protocol
 
 from rewarm.facts.request import Request
+from rewarm.facts.value import Value
 
 
-class Dispatch(NamedTuple):
+class Dispatch(Value):
     """Send the oldest `size` requests now (fewer if fewer are queued)."""
 
-    size: int
+    __match_args__ = ("size",)
+
+    def __init__(self, size: int) -> None:
+        self.size: Final = size
 
 
-class Pick(NamedTuple):
+class Pick(Value):
     """Send these requests now: `places` are their indices in the queue, rising, at least one, at most `max_size`."""
 
-    places: tuple[int, ...]
+    __match_args__ = ("places",)
+
+    def __init__(self, places: tuple[int, ...]) -> None:
+        self.places: Final = places
 
 
-class Wait(NamedTuple):
+class Wait(Value):
     """Keep gathering; ask again at `until_s`, or on the next arrival. None: only arrivals can change the answer."""
 
-    until_s: float | None
+    __match_args__ = ("until_s",)
+
+    def __init__(self, until_s: float | None) -> None:
+        self.until_s: Final = until_s
 
 
 Decision = Dispatch | Pick | Wait

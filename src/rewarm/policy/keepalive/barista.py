@@ -21,8 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 from rewarm.errors import BadDefinition
 from rewarm.facts.function import FunctionSpec, LangKey
-from rewarm.facts.sandbox import Layer
-from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm, below_user
+from rewarm.policy.keepalive.base import (
+    LANG,
+    ROUNDING_S,
+    USER,
+    Drop,
+    Keep,
+    KeepaliveDecision,
+    LayerView,
+    Prewarm,
+    below_user,
+)
 from rewarm.policy.keepalive.checks import duration_s
 from rewarm.policy.keepalive.fixed import worth_per_byte
 
@@ -193,9 +202,9 @@ class Barista:
         demand.latencies_s.append(run_s)
 
     def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
-        if layer.layer is Layer.LANG:
+        if layer.layer is LANG:
             self._lang_s[layer.key] = layer.startup_s
-        if layer.layer < Layer.USER or layer.function is None:
+        if layer.layer < USER or layer.function is None:
             return below_user(layer)
         demand = self._at(layer.function, now)
         demand.lead_s = layer.startup_s + self._lang_s.get(layer.key, 0.0)

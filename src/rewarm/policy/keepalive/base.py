@@ -6,53 +6,78 @@ becomes idle and again each time a window it gave has run out, and `priority` wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, Protocol
 
 from rewarm.facts.function import FunctionSpec, LangKey
 from rewarm.facts.sandbox import Layer
+from rewarm.facts.value import Value
+
+#: Compiled code has these at hand; looking up a member of an enumeration goes through interpreted code.
+ASLEEP: Final = Layer.ASLEEP
+BARE: Final = Layer.BARE
+LANG: Final = Layer.LANG
+USER: Final = Layer.USER
 
 ROUNDING_S = 1e-6  # a window that ends this soon has ended: sums of floats on a clock of weeks are no finer
 
 
-class LayerView(NamedTuple):
-    """What a policy may know of one idle layer. A tuple: one is made for each question, and for each idle layer when
-    memory is short."""
+class LayerView(Value):
+    """What a policy may know of one idle layer.
 
-    layer: Layer
-    function: str | None  # None for Bare and Lang layers
-    key: LangKey
-    startup_s: float  # what raising it again costs, running mean of measurements; 0.0 while unknown
-    resident_bytes: int  # what keeping it costs, measured; 0 while unknown. Of what is `on_disk`, in bytes of memory
-    idle_since_s: float
-    last_used_s: float
-    uses: int  # requests served by this layer since it was raised; instances forked or restored from it
-    others: int = 0  # further living layers of the same kind: instances of the function, or of the key; 0 for Bare
+    `function`: None for Bare and Lang layers. `startup_s`: what raising it again costs, a running mean of measurements;
+    0.0 while unknown. `resident_bytes`: what keeping it costs, measured, of what is `on_disk` in bytes of memory; 0
+    while unknown. `uses`: requests served since it was raised, or instances forked or restored from it. `others`:
+    further living layers of the same kind, instances of the function or of the key; 0 for Bare.
+    """
+
+    __match_args__ = (
+        "layer", "function", "key", "startup_s", "resident_bytes", "idle_since_s", "last_used_s", "uses", "others",
+    )  # fmt: skip
+
+    def __init__(
+        self, layer: Layer, function: str | None, key: LangKey, startup_s: float, resident_bytes: int,
+        idle_since_s: float, last_used_s: float, uses: int, others: int = 0,
+    ) -> None:  # fmt: skip
+        self.layer: Final = layer
+        self.function: Final = function
+        self.key: Final = key
+        self.startup_s: Final = startup_s
+        self.resident_bytes: Final = resident_bytes
+        self.idle_since_s: Final = idle_since_s
+        self.last_used_s: Final = last_used_s
+        self.uses: Final = uses
+        self.others: Final = others
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(Value):
     """Hold the layer for `for_s` more seconds, then ask again; None: no time limit, only memory pressure."""
 
-    for_s: float | None
+    __match_args__ = ("for_s",)
+
+    def __init__(self, for_s: float | None) -> None:
+        self.for_s: Final = for_s
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(Value):
     """Peel the layer now. With `prewarm_after_s`, raise it again that much later, before it is asked for."""
 
-    prewarm_after_s: float | None = None
+    __match_args__ = ("prewarm_after_s",)
+
+    def __init__(self, prewarm_after_s: float | None = None) -> None:
+        self.prewarm_after_s: Final = prewarm_after_s
 
 
-@dataclass(frozen=True, slots=True)
-class Prewarm:
+class Prewarm(Value):
     """`after_s` from now, see to it that the function has `instances` that are idle, busy or rising, one of them idle.
 
     A later answer for the same function takes the place of this one.
     """
 
-    after_s: float
-    instances: int = 1
+    __match_args__ = ("after_s", "instances")
+
+    def __init__(self, after_s: float, instances: int = 1) -> None:
+        self.after_s: Final = after_s
+        self.instances: Final = instances
 
 
 KeepaliveDecision = Keep | Drop
@@ -67,7 +92,7 @@ def on_disk(layer: LayerView) -> bool:
     `resident_bytes` is then what memory would cost as much (`facts.prices`), and `startup_s` of an Asleep layer what a
     start without it takes longer. A rule that weighs seconds against bytes can treat it as one more layer.
     """
-    return layer.layer is Layer.ASLEEP or (layer.layer is Layer.LANG and layer.key.vm_bytes > 0)
+    return layer.layer is ASLEEP or (layer.layer is LANG and layer.key.vm_bytes > 0)
 
 
 def below_user(layer: LayerView) -> KeepaliveDecision:

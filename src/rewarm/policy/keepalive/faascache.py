@@ -16,8 +16,7 @@ import math
 from bisect import bisect_right
 
 from rewarm.facts.function import LangKey
-from rewarm.facts.sandbox import Layer
-from rewarm.policy.keepalive.base import Keep, KeepaliveDecision, LayerView, Prewarm
+from rewarm.policy.keepalive.base import USER, Keep, KeepaliveDecision, LayerView, Prewarm
 from rewarm.units import MB
 
 _KEEP = Keep(None)
@@ -50,11 +49,11 @@ class FaasCache:
             self._changed_s.append(now)
             if len(self._changed_s) >= 2 * _HISTORY_MAX:
                 del self._clocks[:_HISTORY_MAX], self._changed_s[:_HISTORY_MAX]
-        if layer.function is not None and layer.layer >= Layer.USER and layer.others == 0:
+        if layer.function is not None and layer.layer >= USER and layer.others == 0:
             self._freq.pop(layer.function, None)
 
     def priority(self, layer: LayerView, now: float) -> float:
         """The formula above. A layer smaller than 1 MB, or not measured yet, counts as 1 MB."""
         clock = self._clocks[bisect_right(self._changed_s, layer.last_used_s)]
-        freq = layer.uses if layer.layer < Layer.USER or layer.function is None else self._freq.get(layer.function, 0)
+        freq = layer.uses if layer.layer < USER or layer.function is None else self._freq.get(layer.function, 0)
         return clock + freq * layer.startup_s / max(layer.resident_bytes / MB, 1.0)

@@ -7,7 +7,17 @@ import math
 from rewarm.errors import BadDefinition
 from rewarm.facts.function import LangKey
 from rewarm.facts.sandbox import Layer
-from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm, on_disk
+from rewarm.policy.keepalive.base import (
+    ASLEEP,
+    LANG,
+    ROUNDING_S,
+    Drop,
+    Keep,
+    KeepaliveDecision,
+    LayerView,
+    Prewarm,
+    on_disk,
+)
 from rewarm.policy.keepalive.checks import duration_s
 
 _DROP = Drop()
@@ -63,8 +73,8 @@ class FixedKeepalive:
 
     def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
         kind = layer.layer
-        if kind is Layer.LANG and on_disk(layer):
-            kind = Layer.ASLEEP
+        if kind is LANG and on_disk(layer):
+            kind = ASLEEP
         ttl_s = self._ttls_s[kind]
         left_s = layer.idle_since_s + ttl_s - now
         if left_s <= ROUNDING_S:

@@ -22,8 +22,7 @@ import math
 from collections import defaultdict
 
 from rewarm.facts.function import LangKey
-from rewarm.facts.sandbox import Layer
-from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm
+from rewarm.policy.keepalive.base import BARE, LANG, ROUNDING_S, USER, Drop, Keep, KeepaliveDecision, LayerView, Prewarm
 from rewarm.policy.keepalive.checks import positive
 from rewarm.policy.keepalive.firsts import FirstCalls
 from rewarm.policy.keepalive.gaps import EDGES_S, GapHistogram, bin_of, plan, worth_per_s
@@ -113,7 +112,7 @@ class Hazard:
         self._price = positive("price", price)
         self._pressure, self._pressure_at_s = 0.0, -math.inf
         # In the order of `on_arrival`; Asleep comes last, and only once something sleeps.
-        self._tiers = defaultdict(_Tier, {layer: _Tier() for layer in (Layer.BARE, Layer.LANG, Layer.USER)})
+        self._tiers = defaultdict(_Tier, {layer: _Tier() for layer in (BARE, LANG, USER)})
         self._firsts = FirstCalls()
         self._turn_s = -math.inf  # when the next one of those that are raised ahead of their first call may begin
         self._lang_s: dict[LangKey, float] = {}  # start-up seconds of the layer below
@@ -143,13 +142,13 @@ class Hazard:
         began_s = layer.idle_since_s
         if waits:
             began_s = self._firsts.waiting_since_s[layer.function]
-        elif layer.uses == 0 and layer.layer >= Layer.USER:
+        elif layer.uses == 0 and layer.layer >= USER:
             # Raised ahead of its use: the gap began before it did, unless others ran in the meantime.
             if book.open_s and book.open_s[-1] < began_s:
                 began_s = book.open_s[-1]
         elif now == began_s:
             self._open(book, layer, now)
-        if layer.layer is Layer.LANG:
+        if layer.layer is LANG:
             self._lang_s[layer.key] = layer.startup_s
         gap_s = now - began_s
         if layer.startup_s <= 0 or layer.resident_bytes <= 0:
@@ -175,7 +174,7 @@ class Hazard:
 
     def _waits(self, layer: LayerView) -> bool:
         """It is an instance of a function that has never been called."""
-        return layer.layer >= Layer.USER and layer.function in self._firsts.waiting_since_s
+        return layer.layer >= USER and layer.function in self._firsts.waiting_since_s
 
     def _until_first_call(self, layer: LayerView, now: float, there: bool = True) -> list[tuple[float, float]]:
         """The stretches of the wait, since the function was deployed, that are worth an instance."""
@@ -213,11 +212,11 @@ class Hazard:
         return self._pressure * math.exp((self._pressure_at_s - now) / _PRESSURE_FADES_S) if self._pressure else 0.0
 
     def _book(self, layer: LayerView) -> tuple[_Tier, _Book]:
-        tier = self._tiers[min(layer.layer, Layer.USER)]
-        return tier, tier.book(layer.key if layer.layer is Layer.LANG else layer.function)  # Bare has no function
+        tier = self._tiers[min(layer.layer, USER)]
+        return tier, tier.book(layer.key if layer.layer is LANG else layer.function)  # Bare has no function
 
     def _open(self, book: _Book, layer: LayerView, now: float) -> None:
-        if layer.layer < Layer.USER:
+        if layer.layer < USER:
             book.open_s = [now]  # there is one of a key; whoever comes next asks for it
             return
         book.open_s.append(now)
@@ -228,7 +227,7 @@ class Hazard:
         saved_s = layer.startup_s
         rent = self.price_at(now) * layer.resident_bytes / MB
         if book.gaps.count >= book.due or _moved(book.saved_s, saved_s) or _moved(book.rent, rent):
-            again_s = _again_s(saved_s, rent, book.gaps.total) if layer.layer >= Layer.USER else _NEVER_S
+            again_s = _again_s(saved_s, rent, book.gaps.total) if layer.layer >= USER else _NEVER_S
             book.plan(tier.prior(), saved_s, rent, again_s)
 
 

@@ -26,8 +26,7 @@ from itertools import accumulate, pairwise
 
 from rewarm.errors import BadDefinition
 from rewarm.facts.function import LangKey
-from rewarm.facts.sandbox import Layer
-from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm, below_user
+from rewarm.policy.keepalive.base import ROUNDING_S, USER, Drop, Keep, KeepaliveDecision, LayerView, Prewarm, below_user
 from rewarm.policy.keepalive.checks import duration_s, switch
 from rewarm.policy.keepalive.fixed import worth_per_byte
 
@@ -123,7 +122,7 @@ class Histogram:
         return None
 
     def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
-        if layer.layer < Layer.USER or layer.function is None:
+        if layer.layer < USER or layer.function is None:
             return below_user(layer)
         record = self._records.get(layer.function)
         if record is None:

@@ -21,8 +21,17 @@ import math
 from collections import deque
 
 from rewarm.facts.function import LangKey
-from rewarm.facts.sandbox import Layer
-from rewarm.policy.keepalive.base import ROUNDING_S, Drop, Keep, KeepaliveDecision, LayerView, Prewarm
+from rewarm.policy.keepalive.base import (
+    ASLEEP,
+    LANG,
+    ROUNDING_S,
+    USER,
+    Drop,
+    Keep,
+    KeepaliveDecision,
+    LayerView,
+    Prewarm,
+)
 from rewarm.policy.keepalive.break_even import break_even_s
 from rewarm.policy.keepalive.checks import duration_s, share, switch, whole
 
@@ -79,7 +88,7 @@ class RainbowCake:
         return Prewarm(after_s) if after_s > 0 else None  # one arrival, or several at once, have no rate yet
 
     def on_idle(self, layer: LayerView, now: float) -> KeepaliveDecision:
-        if now > layer.idle_since_s or (layer.layer < Layer.USER and not self._layers):
+        if now > layer.idle_since_s or (layer.layer < USER and not self._layers):
             return _DROP
         ttl_s = self._ttl_s(layer, now)
         return Keep(ttl_s) if ttl_s > ROUNDING_S else _DROP
@@ -98,10 +107,10 @@ class RainbowCake:
 
     def _window(self, layer: LayerView) -> deque[float] | None:
         function = layer.function
-        if Layer.ASLEEP < layer.layer < Layer.USER:
+        if ASLEEP < layer.layer < USER:
             if self._sharing:
-                return self._lang.get(layer.key) if layer.layer is Layer.LANG else self._bare
-            function = self._last_of_key.get(layer.key) if layer.layer is Layer.LANG else self._last
+                return self._lang.get(layer.key) if layer.layer is LANG else self._bare
+            function = self._last_of_key.get(layer.key) if layer.layer is LANG else self._last
         return self._user.get(function) if function is not None else None
 
     def _iat_p_s(self, window: deque[float], now: float) -> float:

@@ -1,0 +1,34 @@
+"""The states of a sandbox and the kinds of starts; a file of its own, compiled (adr/0008).
+
+Compiled code has their members at hand; looking one up in an enumeration goes through interpreted code.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class SandboxState(enum.Enum):
+    __hash__ = object.__hash__  # Enum's own is Python code; members are single objects, and looked up all the time
+
+    ABSENT = "absent"
+    BARE = "bare"
+    LANG = "lang"
+    USER = "user"
+    READY = "ready"
+    BUSY = "busy"
+    DYING = "dying"
+    GONE = "gone"
+
+
+class StartKind(enum.Enum):
+    """What a request found: the highest layer that was alive when it came (answer header Rewarm-Start)."""
+
+    __hash__ = object.__hash__  # as above: counted per request
+
+    WARM = "warm"
+    USER = "user"
+    LANG = "lang"
+    BARE = "bare"
+    COLD = "cold"
+    RESTORED = "restored"
