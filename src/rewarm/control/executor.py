@@ -109,20 +109,19 @@ class Executor:
 
     def _handle(self, event: m.Event) -> None:
         now = self._clock()
-        kind = type(event)
-        if kind is not m.Arrived:
+        if not isinstance(event, m.Arrived):
             self.meter.event(event, now)
-            if kind is not m.RunDone:
+            if not isinstance(event, m.RunDone):
                 self._note(event, now)
         self._carry_out(self.node.handle(event, now), now)
 
     def _carry_out(self, effects: list[m.Effect], now: float) -> None:
         for effect in effects:
-            if type(effect) is m.Reject:
+            if isinstance(effect, m.Reject):
                 self._reject(effect.request, effect.error)
-            elif type(effect) is m.Pin:
+            elif isinstance(effect, m.Pin):
                 self._desk().pin(effect.key, effect.size_bytes)
-            elif type(effect) is m.Prefetch:
+            elif isinstance(effect, m.Prefetch):
                 self._desk().prefetch(effect.key)
             else:
                 self.meter.effect(effect, now)

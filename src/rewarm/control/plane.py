@@ -255,7 +255,7 @@ class ControlPlane:
         }  # fmt: skip
 
     def _lang(self, lang: LangLayer, pid: int | None, now: float) -> dict[str, Any]:
-        children = self.node.pool.children[lang.key]
+        children = self.node.pool.runtimes.of(lang.key).holders
         return {
             "key": str(lang.key), "pid": pid, "state": lang.state.value, "age_s": now - lang.created_s,
             "resident_bytes": self.node.pool.ledger.of(lang.key), "children": children, "forks": lang.uses,

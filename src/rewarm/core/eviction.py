@@ -94,7 +94,7 @@ def _below(pool: Pool, chosen: list[Victim], spare_key: LangKey | None) -> int:
     return sum(
         pool.ledger.of(key)
         for key, lang in pool.langs.items()
-        if lang.state is LayerState.ALIVE and key != spare_key and 0 < pool.children[key] == going[key]
+        if lang.state is LayerState.ALIVE and key != spare_key and 0 < pool.runtimes.of(key).holders == going[key]
     )
 
 

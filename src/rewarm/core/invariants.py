@@ -44,7 +44,8 @@ def check_pool(pool: Pool) -> None:
     assert len(bares) <= IDLE_MAX, f"{len(bares)} Bares"
     assert not bares.keys() & pool.sandboxes.keys(), "a Bare that is somebody's"
     held = Counter(s.key for s in pool.sandboxes.values() if s.holds_lang)
-    assert +pool.children == held, "holders of Lang layers counted wrongly"
+    counted = {key: known.holders for key, known in pool.runtimes.known.items() if known.holders}
+    assert counted == held, "holders of Lang layers counted wrongly"
     ending: set[object] = {s.id for s in pool.sandboxes.values() if s.state is State.DYING}
     ending |= {lang.key for lang in langs if lang.state is LayerState.DYING}
     ending |= {bare.id for bare in bares.values() if bare.state is LayerState.DYING}

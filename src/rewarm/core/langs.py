@@ -8,10 +8,8 @@ is on the disk account and holds no memory.
 
 from __future__ import annotations
 
-from collections import Counter
-
 from rewarm.core.ledger import Ledger
-from rewarm.core.state import Ground, LangLayer, LayerState, Mean, Sandbox, start_timeout_s
+from rewarm.core.state import Ground, KnownOfKey, LangLayer, LayerState, Sandbox, start_timeout_s
 from rewarm.errors import RewarmError
 from rewarm.facts.function import LangKey
 from rewarm.facts.messages import DropLang, Effect, Fork, RaiseLang
@@ -27,13 +25,14 @@ class Langs:
 
     def __init__(self, ground: Ground) -> None:
         self.layers: dict[LangKey, LangLayer] = {}
-        #: Sandboxes that are not gone; of a key that is consumed, those that have not got their runtime yet.
-        self.holders: Counter[LangKey] = Counter()
-        self.seconds: dict[LangKey, Mean] = {}  # measured, to raise a runtime of this key
-        self.uses: Counter[LangKey] = Counter()  # forks of this key
-        self.reuses: Counter[LangKey] = Counter()  # those of them whose start found the runtime alive
-        self._bytes: dict[LangKey, Mean] = {}
+        self.known: dict[LangKey, KnownOfKey] = {}  # whether it has a layer now or not
         self._ground = ground
+
+    def of(self, key: LangKey) -> KnownOfKey:
+        found = self.known.get(key)
+        if found is None:
+            found = self.known[key] = KnownOfKey(BYTES_PRIOR)
+        return found
 
     # ------------------------------------------------------------ what a start finds and needs
 
@@ -56,14 +55,11 @@ class Langs:
 
     def bytes_of(self, key: LangKey) -> int:
         """What a runtime of `key` holds, or is expected to."""
-        return int(self._mean_bytes(key).value)
+        return int(self.of(key).bytes.value)
 
     def account(self, key: LangKey) -> Ledger:
         """Where a Lang layer of `key` is entered."""
         return self._ground.disk if key.vm_bytes else self._ground.ledger
-
-    def _mean_bytes(self, key: LangKey) -> Mean:
-        return self._bytes.setdefault(key, Mean(BYTES_PRIOR))
 
     def _ancestor(self, key: LangKey) -> LangKey | None:
         """The nearest living ancestor: the largest proper subset of the key that has a zygote."""
@@ -74,7 +70,7 @@ class Langs:
 
     def hold(self, sandbox: Sandbox, now: float, out: list[Effect]) -> None:
         """A sandbox of this key begins: its runtime is raised, or kept, for it."""
-        self.holders[sandbox.key] += 1
+        self.of(sandbox.key).holders += 1
         sandbox.holds_lang = True
         lang = self._layer_for(sandbox.key, now, out)
         if not sandbox.key.forks and lang.state is not LayerState.DYING:
@@ -84,7 +80,8 @@ class Langs:
         """The sandbox is BARE: fork it now, or as soon as its runtime is alive."""
         lang = self._layer_for(sandbox.key, now, out)
         if lang.state is LayerState.ALIVE:
-            self.reuses[sandbox.key] += sandbox.found is StartKind.LANG
+            if sandbox.found is StartKind.LANG:
+                self.of(sandbox.key).reuses += 1
             self._give(lang, sandbox, now, out)
         else:
             lang.waiting.append(sandbox)
@@ -95,24 +92,25 @@ class Langs:
             return
         self._released(sandbox)
         lang = self.layers.get(sandbox.key)
-        if lang is not None and lang.state is LayerState.ALIVE and not self.holders[sandbox.key]:
+        if lang is not None and lang.state is LayerState.ALIVE and not self.of(sandbox.key).holders:
             self._idle(lang, now, out)
 
     def _released(self, sandbox: Sandbox) -> None:
         sandbox.holds_lang = False
-        self.holders[sandbox.key] -= 1
+        self.of(sandbox.key).holders -= 1
 
     def _give(self, lang: LangLayer, sandbox: Sandbox, now: float, out: list[Effect]) -> None:
         key = lang.key
         out.append(Fork(sandbox.id, key, sandbox.revision.spec))
-        self.uses[key] += 1
+        known = self.of(key)
+        known.uses += 1
         lang.uses += 1
         lang.last_used_s = now
         if not key.forks:
             del self.layers[key]
             self._ground.ledger.leave(key)
             self._released(sandbox)
-            if not self.holders[key]:
+            if not known.holders:
                 self.consider(key, now, out)
             elif not self._ground.closing:  # the next one for those who wait
                 self._layer_for(key, now, out).waiting = lang.waiting
@@ -145,12 +143,13 @@ class Langs:
         if lang is None or lang.state is not LayerState.RISING:
             return
         lang.state = LayerState.ALIVE
-        self.seconds.setdefault(key, Mean(seconds)).add(seconds)
+        known = self.of(key)
+        known.seconds.add(seconds)
         while lang.waiting and self.layers.get(key) is lang:  # one that is consumed serves the first alone
             sandbox = lang.waiting.pop(0)
             if sandbox.state is SandboxState.BARE:
                 self._give(lang, sandbox, now, out)
-        if not self.holders[key] and self.layers.get(key) is lang:
+        if not known.holders and self.layers.get(key) is lang:
             self._idle(lang, now, out)
 
     def on_disk(self, key: LangKey, disk_bytes: int, now: float, out: list[Effect]) -> None:
@@ -162,7 +161,7 @@ class Langs:
         lang = self.layers[key] = LangLayer(key, now)
         lang.state = LayerState.ALIVE
         self.measured(key, disk_bytes)
-        if not self.holders[key]:
+        if not self.of(key).holders:
             self._idle(lang, now, out)
 
     def exited(self, key: LangKey, error: RewarmError | None, now: float, out: list[Effect]) -> list[Sandbox]:
@@ -184,7 +183,7 @@ class Langs:
     # ------------------------------------------------------------ idling and ending
 
     def idle(self, lang: LangLayer) -> bool:
-        return lang.state is LayerState.ALIVE and not self.holders[lang.key]
+        return lang.state is LayerState.ALIVE and not self.of(lang.key).holders
 
     def _idle(self, lang: LangLayer, now: float, out: list[Effect]) -> None:
         lang.idle_since_s = now
@@ -197,7 +196,7 @@ class Langs:
         if self.layers.get(lang.key) is not lang:
             return
         if lang.state is LayerState.RISING:
-            if self.holders[lang.key]:  # their own start timeouts decide
+            if self.of(lang.key).holders:  # their own start timeouts decide
                 self._ground.timers.arm(lang, now + start_timeout_s(lang.key))
             else:
                 self._end(lang, "start timeout", out)
@@ -239,12 +238,11 @@ class Langs:
         """Of a micro-VM: bytes on disk."""
         if key in self.layers:
             self.account(key).enter(key, resident_bytes)
-            self._mean_bytes(key).add(resident_bytes)
+            self.of(key).bytes.add(resident_bytes)
 
     def seconds_of(self, key: LangKey) -> float:
         """What raising a runtime of `key` costs; 0.0 while unknown."""
-        mean = self.seconds.get(key)
-        return mean.value if mean is not None else 0.0
+        return self.of(key).seconds.value
 
     def view(self, lang: LangLayer) -> LayerView:
         held = self.account(lang.key).of(lang.key)

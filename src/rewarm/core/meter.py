@@ -10,9 +10,6 @@ any longer (`close`). What is on disk holds no memory and does not count.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from rewarm.core.state import INF
 from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey
@@ -55,26 +52,34 @@ class Meter:
         self.evictions = 0  # layers that ended because memory was short
         self._layers: dict[int | LangKey, _Layer] = {}
         self._busy: set[int] = set()
-        self._takes: dict[type, Callable[[Any, float], None]] = {
-            m.RunDone: self._run_done, m.Raised: self._raised, m.LangRaised: self._lang_raised,
-            m.Exited: lambda event, now: self._gone(event.sandbox_id, now),
-            m.LangExited: lambda event, now: self._gone(event.key, now),
-            m.Measured: lambda event, now: self.resident(event.node, event.resident_bytes, now),
-            m.Run: self._run, m.Fork: self._fork, m.Restore: self._restore,
-            m.Destroy: self._destroy, m.DropLang: self._drop_lang,
-        }  # fmt: skip
 
     def event(self, event: Event, now: float) -> None:
         """Something happened; before or after the core is told, but always in order."""
-        take = self._takes.get(type(event))
-        if take is not None:
-            take(event, now)
+        if isinstance(event, m.RunDone):
+            self._run_done(event, now)
+        elif isinstance(event, m.Raised):
+            self._raised(event, now)
+        elif isinstance(event, m.LangRaised):
+            self._lang_raised(event, now)
+        elif isinstance(event, m.Exited):
+            self._gone(event.sandbox_id, now)
+        elif isinstance(event, m.LangExited):
+            self._gone(event.key, now)
+        elif isinstance(event, m.Measured):
+            self.resident(event.node, event.resident_bytes, now)
 
     def effect(self, effect: Effect, now: float) -> None:
         """The core decided this."""
-        take = self._takes.get(type(effect))
-        if take is not None:
-            take(effect, now)
+        if isinstance(effect, m.Run):
+            self._run(effect, now)
+        elif isinstance(effect, m.Fork):
+            self._fork(effect, now)
+        elif isinstance(effect, m.Restore):
+            self._restore(effect, now)
+        elif isinstance(effect, m.Destroy):
+            self._destroy(effect, now)
+        elif isinstance(effect, m.DropLang):
+            self._drop_lang(effect, now)
 
     def resident(self, node: int | LangKey, resident_bytes: int, now: float) -> None:
         """A layer holds so much from here on, as measured or as the core's ledger expects. Unknown ones are ignored."""

@@ -24,11 +24,10 @@ from rewarm.errors import InstanceDied, RewarmError, StartFailed
 from rewarm.facts import messages as m
 from rewarm.facts.messages import Effect, Event
 from rewarm.facts.request import Request
-from rewarm.facts.sandbox import SandboxState, StartKind
+from rewarm.facts.sandbox import SandboxState as State
+from rewarm.facts.sandbox import StartKind
 from rewarm.policy.batching.base import Dispatch, Wait
 from rewarm.policy.keepalive.base import KeepalivePolicy
-
-State = SandboxState
 
 RETRY_S = 5.0  # after a failed start, while other instances of the function live
 _UNLIMITED_BYTES = 1 << 62
@@ -45,27 +44,46 @@ class Node:
         self.pool = Pool(Ledger(budget_bytes), disk, self.timers, keepalive)
         self.draining = False
         self._starved = False  # some function waits for memory
-        #: By kind of event. A test may wrap them, and so hear what the core hears.
-        self.handlers: dict[type, Callable[..., None]] = {
-            m.Arrived: self._arrived, m.RunDone: self._run_done, m.Cancelled: self._cancelled, m.Raised: self._raised,
-            m.LangRaised: self._lang_raised, m.Exited: self._exited, m.LangExited: self._lang_exited,
-            m.Measured: self._measured, m.Tick: self._tick, m.Pinned: self.pool.models.pinned,
+        #: Told each event before the core is. For tests.
+        self.hears: Callable[[Event, float], None] | None = None
+        self._seldom: dict[type, Callable[..., None]] = {
+            m.Cancelled: self._cancelled, m.LangFound: self._lang_found, m.Pinned: self.pool.models.pinned,
             m.Loaded: self.pool.models.loaded, m.Computed: self.pool.models.computed,
-            m.LangFound: self._lang_found, m.Slept: self.pool.asleep.slept, m.SleepLost: self.pool.asleep.lost,
+            m.Slept: self.pool.asleep.slept, m.SleepLost: self.pool.asleep.lost,
             **{kind: partial(handler, self) for kind, handler in lifecycle.HANDLERS.items()},
-        }  # fmt: skip
-        self._wakers: dict[type, Callable[..., None]] = {
-            Sandbox: self._wake_sandbox, FunctionState: self._wake_function, LangLayer: self.pool.runtimes.wake,
-            Bare: self.pool.bares.wake, Models: Models.replan, Snapshot: self.pool.asleep.wake,
         }  # fmt: skip
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at `now` (seconds, monotonic, never going back) and return what is to be done, in order."""
+        if self.hears is not None:
+            self.hears(event, now)
         out: list[Effect] = []
-        self.handlers[type(event)](event, now, out)
-        if self._starved and type(event) is not m.Arrived:
+        if isinstance(event, m.Arrived):
+            self.arrive(event.request, now, out)
+            return out
+        self._take(event, now, out)
+        if self._starved:
             self._feed_starved(now, out)
         return out
+
+    def _take(self, event: Event, now: float, out: list[Effect]) -> None:
+        """By kind, the most frequent first: compiled, a comparison costs nothing, and looking up a method a lot."""
+        if isinstance(event, m.RunDone):
+            self._run_done(event, now, out)
+        elif isinstance(event, m.Raised):
+            self._raised(event, now, out)
+        elif isinstance(event, m.Tick):
+            self._tick(now, out)
+        elif isinstance(event, m.Exited):
+            self._exited(event, now, out)
+        elif isinstance(event, m.LangRaised):
+            self.pool.runtimes.raised(event.key, event.seconds, now, out)
+        elif isinstance(event, m.LangExited):
+            self._lang_exited(event, now, out)
+        elif isinstance(event, m.Measured):
+            self._measured(event, now, out)
+        else:
+            self._seldom[type(event)](event, now, out)
 
     def next_wakeup_s(self) -> float | None:
         """When the driver should send the next Tick; None: not before another event."""
@@ -79,9 +97,6 @@ class Node:
         )
 
     # ------------------------------------------------------------ requests
-
-    def _arrived(self, event: m.Arrived, now: float, out: list[Effect]) -> None:
-        self.arrive(event.request, now, out)
 
     def arrive(self, request: Request, now: float, out: list[Effect]) -> None:
         """The hot half of `handle(Arrived(request), now)`, for drivers that count microseconds.
@@ -143,7 +158,7 @@ class Node:
         if sandbox.rested:
             sandbox.rested = False
             sandbox.reuses += 1
-        sandbox.run_deadline_s = now + fn.revision.spec.timeout_s
+        sandbox.run_deadline_s = now + fn.timeout_s
         if sandbox.run_deadline_s < sandbox.timer_at_s:
             self.timers.arm(sandbox, sandbox.run_deadline_s)
         ready_at_s = sandbox.ready_at_s
@@ -185,8 +200,7 @@ class Node:
         The rule is ski rental: a queue that the present instances will have served before a new one could be ready
         is not worth a start. Without a known run time, waiting as long as a start takes is the evidence.
         """
-        limit = fn.revision.spec.max_instances
-        while fn.queue and fn.own < limit and scaling.wants_one(fn, self.timers, now):
+        while fn.queue and fn.own < fn.max_instances and scaling.wants_one(fn, self.timers, now):
             if not self._start(fn, now, out):
                 return
         # The answer does not change from one arrival to the next; what ends or wakes asks again in any case.
@@ -280,9 +294,6 @@ class Node:
         else:
             fn.retry_at_s = now + RETRY_S
 
-    def _lang_raised(self, event: m.LangRaised, now: float, out: list[Effect]) -> None:
-        self.pool.runtimes.raised(event.key, event.seconds, now, out)
-
     def _lang_found(self, event: m.LangFound, now: float, out: list[Effect]) -> None:
         self.pool.runtimes.on_disk(event.key, event.disk_bytes, now, out)
         self.pool.asleep.make_room(now, out)
@@ -300,12 +311,23 @@ class Node:
 
     # ------------------------------------------------------------ time
 
-    def _tick(self, event: m.Tick, now: float, out: list[Effect]) -> None:
+    def _tick(self, now: float, out: list[Effect]) -> None:
         due = []  # collected first: a policy that answers "ask again now" costs one tick a time, not for ever
         while (sleeper := self.timers.pop_due(now)) is not None:
             due.append(sleeper)
         for sleeper in due:
-            self._wakers[type(sleeper)](sleeper, now, out)
+            if isinstance(sleeper, Sandbox):
+                self._wake_sandbox(sleeper, now, out)
+            elif isinstance(sleeper, FunctionState):
+                self._wake_function(sleeper, now, out)
+            elif isinstance(sleeper, LangLayer):
+                self.pool.runtimes.wake(sleeper, now, out)
+            elif isinstance(sleeper, Bare):
+                self.pool.bares.wake(sleeper, now, out)
+            elif isinstance(sleeper, Snapshot):
+                self.pool.asleep.wake(sleeper, now, out)
+            elif isinstance(sleeper, Models):
+                sleeper.replan(now, out)
 
     def _wake_function(self, fn: FunctionState, now: float, out: list[Effect]) -> None:
         if fn.removed:

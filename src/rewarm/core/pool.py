@@ -27,12 +27,11 @@ from rewarm.core.state import (
 from rewarm.core.timers import Timers
 from rewarm.facts.function import LangKey
 from rewarm.facts.messages import Destroy, Effect, LoadUser, RaiseBare, Restore
-from rewarm.facts.sandbox import SandboxState, StartKind
+from rewarm.facts.sandbox import SandboxState as State
+from rewarm.facts.sandbox import StartKind
 from rewarm.policy.keepalive.base import USER, Keep, KeepaliveDecision, KeepalivePolicy, LayerView
 
 _HOLD_S = 1.0  # how soon to ask again about an instance for which a batch gathers
-
-State = SandboxState
 
 
 class Pool:
@@ -49,7 +48,6 @@ class Pool:
         self.models = Models(self.ground)
         self.sandboxes: dict[int, Sandbox] = {}
         self.langs = self.runtimes.layers
-        self.children = self.runtimes.holders
 
     @property
     def evictions(self) -> int:
@@ -108,7 +106,7 @@ class Pool:
         any_bare = self.bares.idle and not key.vm_bytes
         return self.runtimes.found(key) or (StartKind.BARE if any_bare else StartKind.COLD)
 
-    def raised(self, sandbox: Sandbox, state: SandboxState, now: float, out: list[Effect]) -> bool:
+    def raised(self, sandbox: Sandbox, state: State, now: float, out: list[Effect]) -> bool:
         """It has come so far. True once the sandbox is READY."""
         if sandbox.state is State.DYING:
             return False

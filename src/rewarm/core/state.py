@@ -56,10 +56,10 @@ class FunctionState:
     """One deployed function: its queue, its policies and its sandboxes."""
 
     __slots__ = (
-        "batching", "batching_watches", "flushing", "idle", "keepalive", "key", "last_error", "name", "on_gone",
-        "on_run", "prewarm_at_s", "prewarm_instances", "queue", "queue_max", "removed", "resident", "retry_at_s",
-        "revision", "rising", "sandboxes", "scale_at_s", "snapshot", "start_s", "starved", "timer_at_s", "up_s",
-        "user_s", "watches", "worth_holds",
+        "batching", "batching_watches", "flushing", "idle", "keepalive", "key", "last_error", "max_instances",
+        "name", "on_gone", "on_run", "prewarm_at_s", "prewarm_instances", "queue", "queue_max", "removed",
+        "resident", "retry_at_s", "revision", "rising", "sandboxes", "scale_at_s", "snapshot", "start_s", "starved",
+        "timeout_s", "timer_at_s", "up_s", "user_s", "watches", "worth_holds",
     )  # fmt: skip
 
     def __init__(self, revision: Revision, batching: BatchingPolicy, keepalive: KeepalivePolicy) -> None:
@@ -90,7 +90,8 @@ class FunctionState:
         self.on_gone = gone_hook(keepalive)
         self.worth_holds = float(getattr(keepalive, "worth_holds", 0.0))
         self.batching_watches = getattr(batching, "watches_arrivals", True)
-        self.queue_max = revision.spec.queue_max
+        self.queue_max, self.max_instances = revision.spec.queue_max, revision.spec.max_instances
+        self.timeout_s = revision.spec.timeout_s
         self.start_s = Mean(0.25)  # from the decision to READY
         self.user_s = Mean(0.1)  # what the User layer alone costs
         self.up_s = self.user_s  # what raising an instance that idles would cost: to wake it, if it sleeps on disk
@@ -101,14 +102,20 @@ class FunctionState:
     @property
     def own(self) -> int:
         """Sandboxes of the current revision, dying ones included: those of an older one are on their way out."""
-        revision = self.revision
-        return sum(s.revision is revision for s in self.sandboxes.values())
+        count = 0
+        for sandbox in self.sandboxes.values():
+            if sandbox.revision is self.revision:
+                count += 1
+        return count
 
     @property
     def live(self) -> int:
         """Instances that serve or are about to: not dying, and of the current revision."""
-        revision = self.revision
-        return sum(s.state is not SandboxState.DYING and s.revision is revision for s in self.sandboxes.values())
+        count = 0  # a loop, not a sum: it is asked for several times in a start
+        for sandbox in self.sandboxes.values():
+            if sandbox.state is not SandboxState.DYING and sandbox.revision is self.revision:
+                count += 1
+        return count
 
     def __repr__(self) -> str:
         return f"<{self.name} v{self.revision.version}: {len(self.queue)} queued, {len(self.sandboxes)} sandboxes>"
@@ -195,6 +202,20 @@ class LangLayer:
 
     def __repr__(self) -> str:
         return f"<lang {self.key} {self.state.value}>"
+
+
+class KnownOfKey:
+    """What is known of the Lang layers of one key."""
+
+    __slots__ = ("bytes", "holders", "reuses", "seconds", "uses")
+
+    def __init__(self, bytes_prior: float) -> None:
+        #: Sandboxes that are not gone; of a key that is consumed, those that have not got their runtime yet.
+        self.holders = 0
+        self.seconds = Mean(0.0)  # measured, to raise a runtime; 0.0 while unknown
+        self.bytes = Mean(bytes_prior)  # that it holds
+        self.uses = 0  # forks
+        self.reuses = 0  # those of them whose start found the runtime alive
 
 
 class Bare:

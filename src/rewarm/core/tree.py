@@ -74,13 +74,14 @@ def _bares(pool: Pool, now: float) -> Branch:
 
 def _lang(pool: Pool, key: LangKey, parent: LangKey | None, children: int, now: float) -> Branch:
     lang, runtimes = pool.langs.get(key), pool.runtimes
+    known = runtimes.of(key)
     startup_s = runtimes.seconds_of(key)
     idle = lang is not None and runtimes.idle(lang)
     return Branch(
         lang_id(key), lang_id(parent) if parent is not None else None, Layer.LANG, str(key),
         lang.state.value if lang is not None else "gone", children, pool.ledger.of(key),
         pool.ground.disk.of(key), startup_s,
-        runtimes.uses[key], runtimes.reuses[key] * startup_s, now - lang.idle_since_s if lang and idle else None,
+        known.uses, known.reuses * startup_s, now - lang.idle_since_s if lang and idle else None,
         _left(lang.expires_s, now) if lang and idle else None,
     )  # fmt: skip
 

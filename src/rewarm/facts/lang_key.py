@@ -51,7 +51,12 @@ class LangKey:
         """True if a zygote of this key may be the ancestor of `other` (equal keys included)."""
         if self.vm_bytes or other.vm_bytes:
             return self == other
-        return self.forks and self.runtime == other.runtime and set(self.packages) <= set(other.packages)
+        if not self.forks or self.runtime != other.runtime or len(self.packages) > len(other.packages):
+            return False
+        for package in self.packages:  # noqa: SIM110 - compiled, a loop costs less
+            if package not in other.packages:
+                return False
+        return True
 
     def __str__(self) -> str:
         name = "+".join((self.runtime, *self.packages))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 
+from rewarm.facts.states import LEGAL_MOVES as LEGAL_MOVES
 from rewarm.facts.states import SandboxState as SandboxState
 from rewarm.facts.states import StartKind as StartKind
 
@@ -28,19 +29,6 @@ class Layer(enum.IntEnum):
     LANG = 2
     USER = 3
     MODEL = 4
-
-
-_S = SandboxState
-LEGAL_MOVES: dict[SandboxState, frozenset[SandboxState]] = {
-    _S.ABSENT: frozenset({_S.BARE, _S.READY, _S.DYING, _S.GONE}),
-    _S.BARE: frozenset({_S.LANG, _S.DYING, _S.GONE}),
-    _S.LANG: frozenset({_S.USER, _S.BARE, _S.DYING, _S.GONE}),
-    _S.USER: frozenset({_S.READY, _S.LANG, _S.DYING, _S.GONE}),
-    _S.READY: frozenset({_S.BUSY, _S.USER, _S.LANG, _S.DYING, _S.GONE}),
-    _S.BUSY: frozenset({_S.READY, _S.DYING, _S.GONE}),
-    _S.DYING: frozenset({_S.GONE}),
-    _S.GONE: frozenset(),
-}
 
 
 class IllegalMove(AssertionError):

@@ -21,15 +21,15 @@ from rewarm.errors import BadDefinition, SystemFault
 from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey, Revision
 from rewarm.facts.request import Request
-from rewarm.facts.sandbox import SandboxState, StartKind
+from rewarm.facts.sandbox import SandboxState as State
+from rewarm.facts.sandbox import StartKind
 from rewarm.facts.snapshot import SnapshotFacts
 from rewarm.policy.keepalive.base import KeepalivePolicy
-from rewarm.sim.costs import Costs
+from rewarm.sim.costs import Costs, LangCosts
 from rewarm.sim.tally import FunctionTally, Tally
 from rewarm.sim.traces.base import Chunk, Trace
 from rewarm.units import MB
 
-State = SandboxState
 _WARM = StartKind.WARM
 INF = float("inf")
 _TICKS_MAX = 10_000  # at one moment; more is a policy that never lets time pass
@@ -74,6 +74,7 @@ class Machine:
         self._names: list[str] = []  # by index of the trace
         self._functions: dict[str, FunctionTally] = {}
         self._boxes: dict[int, _Box] = {}
+        self._lang_costs: dict[LangKey, LangCosts] = {}
         self._langs: dict[LangKey, int] = {}  # those that live or rise; sequence of the event that they are up
         self._making: dict[str, int] = {}  # snapshots, by digest; sequence of the event that they are there
         self._slept_s: dict[str, float] = {}  # those that are there, and since when
@@ -81,10 +82,9 @@ class Machine:
         self._sequence = 0
         self._ticked_s = -INF
         self._ticks = 0
-        self._carriers: dict[type, Callable[[Any, float, list[m.Effect]], None]] = {
-            m.Reject: self._reject, m.RaiseBare: self._raise_bare, m.RaiseLang: self._raise_lang, m.Fork: self._fork,
-            m.LoadUser: self._load_user, m.Restore: self._restore, m.Sleep: self._sleep, m.Forget: self._forget,
-            m.Destroy: self._destroy, m.DropLang: self._drop_lang, m.Pin: self._pin, m.Prefetch: self._prefetch,
+        self._seldom: dict[type, Callable[[Any, float, list[m.Effect]], None]] = {
+            m.Reject: self._reject, m.Restore: self._restore, m.Sleep: self._sleep, m.Forget: self._forget,
+            m.Pin: self._pin, m.Prefetch: self._prefetch,
         }  # fmt: skip
 
     def run(self, progress: Callable[[int], None]) -> Tally:
@@ -197,23 +197,22 @@ class Machine:
 
     def _happen(self, event: m.Event, now: float, sequence: int) -> list[m.Effect]:
         """The meter and the core take note of `event`, unless it is about something that was told to end since."""
-        kind = type(event)
-        if kind is m.RunDone:
+        if isinstance(event, m.RunDone):
             return self._note(event, now)
-        if kind is m.Raised:
-            return self._raised(event, now)  # type: ignore[arg-type]
-        if kind is m.Slept:
-            digest: str = event.digest  # type: ignore[union-attr]
+        if isinstance(event, m.Raised):
+            return self._raised(event, now)
+        if isinstance(event, m.Slept):
+            digest = event.digest
             if self._making.get(digest) != sequence:
                 return []
             del self._making[digest]
             return self._slept(digest, now)
-        assert kind is m.LangRaised
-        key: LangKey = event.key  # type: ignore[union-attr,assignment]
+        assert isinstance(event, m.LangRaised)
+        key = event.key
         if self._langs.get(key) != sequence:
             return []
         out = self._note(event, now)
-        self._measure(key, self._costs.lang(key).resident_bytes, now, out)
+        self._measure(key, self._lang(key).resident_bytes, now, out)
         return out
 
     def _raised(self, event: m.Raised, now: float) -> list[m.Effect]:
@@ -255,8 +254,8 @@ class Machine:
         for effect in effects:
             if observe is not None:
                 observe(effect, now)
-            if type(effect) is not m.Run:
-                self._carriers[type(effect)](effect, now, effects)
+            if not isinstance(effect, m.Run):
+                self._change(effect, now, effects)
                 continue
             self.meter.effect(effect, now)
             sandbox_id, request = effect.sandbox_id, effect.requests[0]  # nobody batches here
@@ -276,6 +275,23 @@ class Machine:
             self._sequence += 1
             heapq.heappush(self._heap, (ends_s, self._sequence, m.RunDone(sandbox_id, run_s)))
 
+    def _change(self, effect: m.Effect, now: float, out: list[m.Effect]) -> None:
+        """Whatever is no run."""
+        if isinstance(effect, m.RaiseBare):
+            self._raise_bare(effect, now, out)
+        elif isinstance(effect, m.Fork):
+            self._fork(effect, now, out)
+        elif isinstance(effect, m.LoadUser):
+            self._load_user(effect, now, out)
+        elif isinstance(effect, m.Destroy):
+            self._destroy(effect, now, out)
+        elif isinstance(effect, m.RaiseLang):
+            self._raise_lang(effect, now, out)
+        elif isinstance(effect, m.DropLang):
+            self._drop_lang(effect, now, out)
+        else:
+            self._seldom[type(effect)](effect, now, out)
+
     def _reject(self, effect: m.Reject, now: float, out: list[m.Effect]) -> None:
         self.tally.rejected[effect.error.code] += 1
 
@@ -283,14 +299,20 @@ class Machine:
         self._boxes[effect.sandbox_id] = _Box(self._costs.bare_bytes)
         self._later(self._costs.bare_s, m.Raised(effect.sandbox_id, State.BARE, self._costs.bare_s), now, out)
 
+    def _lang(self, key: LangKey) -> LangCosts:
+        found = self._lang_costs.get(key)
+        if found is None:
+            found = self._lang_costs[key] = self._costs.lang(key)
+        return found
+
     def _raise_lang(self, effect: m.RaiseLang, now: float, out: list[m.Effect]) -> None:
-        startup_s = self._costs.lang(effect.key).startup_s
+        startup_s = self._lang(effect.key).startup_s
         self._langs[effect.key] = self._sequence + 1
         self._later(startup_s, m.LangRaised(effect.key, startup_s), now, out)
 
     def _fork(self, effect: m.Fork, now: float, out: list[m.Effect]) -> None:
         self.meter.effect(effect, now)
-        lang = self._costs.lang(effect.key)
+        lang = self._lang(effect.key)
         box = self._boxes.get(effect.sandbox_id)
         if not effect.key.forks:
             self._langs.pop(effect.key, None)  # used up, whatever became of the sandbox

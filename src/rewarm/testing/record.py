@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple, TypeVar
 
 from rewarm.core.node import Node
@@ -54,8 +52,7 @@ class Record:
         self._node = node
         self._now_s = 0.0
         self._accounts: dict[LayerName, _Account] = {}
-        for kind, handler in node.handlers.items():
-            node.handlers[kind] = partial(self._told, handler)
+        node.hears = self._told
 
     # ------------------------------------------------------------ hearing
 
@@ -68,7 +65,7 @@ class Record:
         self._expect(now >= self._now_s, f"time went back from {self._now_s!r} to {now!r} at {what}")
         self._now_s = max(now, self._now_s)
 
-    def _told(self, handler: Callable[..., None], event: m.Event, now: float, out: list[m.Effect]) -> None:
+    def _told(self, event: m.Event, now: float) -> None:
         """The core is told `event`."""
         self._passes(now, event)
         self.entries.append(Entry(now, event))
@@ -87,7 +84,6 @@ class Record:
             self._ended(event.sandbox_id, event)
         elif isinstance(event, m.LangExited):
             self._ended(event.key, event)
-        handler(event, now, out)
         self.changed.set()
 
     def decided(self, effect: m.Effect, now: float | None = None) -> None:

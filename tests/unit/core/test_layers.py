@@ -317,7 +317,7 @@ def test_a_spare_is_raised_for_the_next_and_runs_out() -> None:
     w.run_for(2.0)
     assert request.start is StartKind.LANG and w.ok(request)
     assert (len(w.done(m.RaiseLang)), w.langs()) == (3, {NODE})
-    assert w.node.pool.runtimes.reuses[NODE] == 1
+    assert w.node.pool.runtimes.of(NODE).reuses == 1
     w.run_for(100.0)
     assert not w.fake.living
     assert w.done(m.DropLang)[-1].reason == "keepalive"

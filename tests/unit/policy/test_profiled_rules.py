@@ -234,15 +234,25 @@ def test_mbs_looks_at_no_more_than_it_needs() -> None:
     assert queue.seen <= 2 * 2 + 1
 
 
+def a_loop_s() -> float:
+    """What a thousand turns of a loop take now, in the processor's time: the machine's speed is not ours to know."""
+    began_s = time.process_time()
+    total = 0
+    for turn in range(200_000):
+        total += turn
+    return (time.process_time() - began_s) / 200
+
+
 @pytest.mark.parametrize("make", [Batch, Mbs])
 def test_a_request_costs_little(make: Any) -> None:
-    """Amortised, a rate that wanders over a decade included: 20 µs on a quiet machine, some slack for a busy one."""
+    """Amortised, a rate that wanders over a decade included: no more than a loop of a thousand turns."""
     rule = make(FUNCTION, profile=BODIES)
     arrivals: list[Sized] = []
     for i in range(40):
         since_s = arrivals[-1].arrived_s - NOW if arrivals else 0.0
         block = mixed(250, 10.0 ** (1 + i % 5 / 4), seed=i)
         arrivals += [Sized(request.size_bytes, request.arrived_s + since_s) for request in block]
+    loop_s = a_loop_s()
     spent_s = time.process_time()
     asked: list[Decision] = []
     for start in range(0, len(arrivals), 4):
@@ -253,4 +263,4 @@ def test_a_request_costs_little(make: Any) -> None:
             asked.append(rule.decide(queue, request.arrived_s))
     cost_s = (time.process_time() - spent_s) / len(arrivals)
     assert len(asked) == len(arrivals)
-    assert cost_s < 60e-6
+    assert cost_s < max(loop_s, a_loop_s())
