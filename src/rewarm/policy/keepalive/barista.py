@@ -59,19 +59,21 @@ class SlotForecast:
     """Requests by slot: `add` what came in the slots that have ended, ask `ahead` for those to come."""
 
     __slots__ = (
-        "_day", "_diagonal", "_errors", "_fit", "_gram", "_known", "_moment", "_pull", "_waiting", "next_slot",
+        "_day", "_diagonal", "_errors", "_fit", "_gram", "_known", "_moment", "_pull", "_seasons", "_waiting",
+        "_weights", "next_slot",
     )  # fmt: skip
 
     def __init__(self, slots_a_day: int, first_slot: int) -> None:
         import numpy as np  # here, because code that only names a policy must not pay for it
 
-        self._day = _day_rows(slots_a_day)
+        self._day, self._seasons = _day_rows(slots_a_day)
         self.next_slot = self._known = first_slot
         self._pull: Floats = np.array([_RIDGE_LEVEL] + [_RIDGE] * (1 + 2 * len(_PERIODS_S)))
         self._gram: Floats = np.diag(self._pull)
         self._diagonal: Floats = np.einsum("ii->i", self._gram)  # a view of it
         self._moment: Floats = np.zeros(len(self._pull))
         self._fit: Floats = np.zeros(len(self._pull))
+        self._weights: list[float] = self._fit.tolist()  # the same: for a slot or two plain numbers cost less
         self._errors: deque[float] = deque(maxlen=_ERRORS_MAX)
         self._waiting: list[float] = []  # counts of the slots before `next_slot` that the fit has not learnt from
 
@@ -80,8 +82,8 @@ class SlotForecast:
 
         Each is compared with its forecast at once; the fit moves slowly and follows a few slots at a time.
         """
-        expected = (self._rows(self.next_slot, len(counts)) @ self._fit).tolist()
-        self._errors.extend([count - e for count, e in zip(counts, expected, strict=True)][-_ERRORS_MAX:])
+        for place in range(max(0, len(counts) - _ERRORS_MAX), len(counts)):
+            self._errors.append(counts[place] - self._expected(self.next_slot + place))
         self._waiting += counts
         self.next_slot += len(counts)
         fitted = self.next_slot - self._known - len(self._waiting)
@@ -101,6 +103,26 @@ class SlotForecast:
         self._moment *= whole
         self._moment += counts @ faded
         self._fit = np.linalg.solve(self._gram, self._moment)
+        self._weights = self._fit.tolist()
+
+    def near(self, slots: int) -> list[float]:
+        """As `ahead`, for a few slots."""
+        error = self._errors[-1] if self._errors else 0.0
+        carry = self._carry()
+        found = []
+        for slot in range(self.next_slot, self.next_slot + slots):
+            error *= carry
+            found.append(max(self._expected(slot) + error, 0.0))
+        return found
+
+    def _expected(self, slot: int) -> float:
+        """By the fit alone."""
+        slots_a_day = len(self._seasons)
+        seasons, weights = self._seasons[slot % slots_a_day], self._weights
+        total = weights[0] + weights[1] * (slot - self._known) / slots_a_day
+        for place in range(2, len(weights)):
+            total += weights[place] * seasons[place]
+        return total
 
     def ahead(self, slots: int) -> Floats:
         """Expected requests in `next_slot` and those after it; never negative."""
@@ -137,18 +159,19 @@ class SlotForecast:
 
 
 @cache
-def _day_rows(slots: int) -> Floats:
-    """What the model sees in each slot of a day: level, trend in days, and the seasons."""
+def _day_rows(slots: int) -> tuple[Floats, list[list[float]]]:
+    """What the model sees in each slot of a day, level, trend in days and the seasons: as an array and as numbers."""
     import numpy as np
 
     angles = 2.0 * math.pi * (_DAY_S / slots) * np.arange(slots)[:, None] / np.array(_PERIODS_S)
-    return np.column_stack((np.ones(slots), np.arange(slots) / slots, np.cos(angles), np.sin(angles)))
+    rows = np.column_stack((np.ones(slots), np.arange(slots) / slots, np.cos(angles), np.sin(angles)))
+    return rows, rows.tolist()
 
 
 class _Demand:
     """One function: its counts, its latencies and what they say of the slots to come."""
 
-    __slots__ = ("came", "forecast", "latencies_s", "lead_s", "needs", "slo_s", "told_slot")
+    __slots__ = ("came", "far", "forecast", "latencies_s", "lead_s", "looked_far", "needs", "slo_s", "told_slot")
 
     def __init__(self, slots_a_day: int, slot: int) -> None:
         self.forecast = SlotForecast(slots_a_day, slot)
@@ -156,7 +179,9 @@ class _Demand:
         self.latencies_s: deque[float] = deque(maxlen=_LATENCIES_MAX)
         self.slo_s = _SLO_DEFAULT_S
         self.lead_s = 0.0  # what a start takes
-        self.needs: list[int] = []  # instances in the running slot and those after it; [] while no slot has ended
+        self.needs: list[int] = []  # instances in the running slot and the next; [] while no slot has ended
+        self.looked_far = False
+        self.far: tuple[int, int] | None = None  # once looked for: the first need after those, as `_next_need` tells it
         self.told_slot = slot  # the last one in which an arrival was answered with what the next ones need
 
     def served(self) -> int:
@@ -194,7 +219,8 @@ class Barista:
         later = self._next_need(demand, 1)
         if later is None:
             return None
-        return Prewarm(self._until_s(demand, later, now), demand.needs[later])
+        slot, instances = later
+        return Prewarm(self._until_s(demand, slot, now), instances)
 
     def on_run(self, spec: FunctionSpec, size: int, run_s: float, now: float) -> None:
         demand = self._at(spec.name, now)
@@ -212,7 +238,7 @@ class Barista:
             return Keep(self._slot_end_s(demand, now))
         later = self._next_need(demand, _NEAR)
         # Others that stay are enough until then; the need of that slot is asked for again by an arrival or by them.
-        return _DROP if later is None or layer.others else Drop(self._until_s(demand, later, now))
+        return _DROP if later is None or layer.others else Drop(self._until_s(demand, later[0], now))
 
     def priority(self, layer: LayerView, now: float) -> float:
         return worth_per_byte(layer)
@@ -228,19 +254,35 @@ class Barista:
             return demand
         demand.forecast.add([float(demand.came)] + [0.0] * (ended - 1))
         demand.came = 0
-        demand.needs = self._needs(demand, _NEAR)
+        demand.needs = self._needs(demand, demand.forecast.near(_NEAR))
+        demand.looked_far = False
         return demand
 
-    def _needs(self, demand: _Demand, slots: int) -> list[int]:
+    def _needs(self, demand: _Demand, expected: list[float]) -> list[int]:
+        """Instances for so many requests in a slot."""
         per_instance = self._slot_s / demand.slo_s * demand.served()
-        expected: list[float] = demand.forecast.ahead(slots).tolist()
         return [math.ceil(e / per_instance - ROUNDING_S) if e >= _REQUESTS_MIN else 0 for e in expected]
 
-    def _next_need(self, demand: _Demand, first: int) -> int | None:
-        """The first slot from `first` on that needs an instance. Beyond the next one it is seldom asked for."""
-        if len(demand.needs) == _NEAR and not any(demand.needs[first:]):
-            demand.needs = self._needs(demand, min(self._slots, _AHEAD_MAX))
-        return next((slot for slot in range(first, len(demand.needs)) if demand.needs[slot]), None)
+    def _next_need(self, demand: _Demand, first: int) -> tuple[int, int] | None:
+        """The first slot from `first` on that needs instances, and how many."""
+        for slot in range(first, len(demand.needs)):
+            if demand.needs[slot]:
+                return slot, demand.needs[slot]
+        if not demand.needs:
+            return None
+        if not demand.looked_far:
+            demand.looked_far = True
+            demand.far = self._far(demand)
+        return demand.far
+
+    def _far(self, demand: _Demand) -> tuple[int, int] | None:
+        expected: list[float] = demand.forecast.ahead(min(self._slots, _AHEAD_MAX)).tolist()
+        for slot in range(_NEAR, len(expected)):
+            if expected[slot] >= _REQUESTS_MIN:
+                (instances,) = self._needs(demand, [expected[slot]])
+                if instances:
+                    return slot, instances
+        return None
 
     def _slot_end_s(self, demand: _Demand, now: float) -> float:
         return (demand.forecast.next_slot + 1) * self._slot_s - now
