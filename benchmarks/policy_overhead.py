@@ -78,10 +78,10 @@ class Timed:
     def __init__(self, inner: KeepalivePolicy) -> None:
         self.name = inner.name
         self.took_s = 0.0
-        for flag in ("watches_arrivals", "watches_runs", "watches_ends"):
+        for flag in ("watches_arrivals", "watches_runs", "watches_ends", "watches_deploys", "worth_holds"):
             if hasattr(inner, flag):
                 setattr(self, flag, getattr(inner, flag))
-        for method in ("on_arrival", "on_idle", "priority", "on_run", "on_gone"):
+        for method in ("on_arrival", "on_idle", "priority", "on_run", "on_gone", "on_deployed"):
             if hasattr(inner, method):
                 setattr(self, method, self._timed(getattr(inner, method)))
 

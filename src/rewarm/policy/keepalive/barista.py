@@ -125,12 +125,16 @@ class SlotForecast:
         return total
 
     def ahead(self, slots: int) -> Floats:
-        """Expected requests in `next_slot` and those after it; never negative."""
+        """Expected requests in `next_slot` and those after it, a day at most; never negative."""
         import numpy as np
 
-        expected = self._rows(self.next_slot, slots) @ self._fit
-        if self._errors:
-            expected += self._errors[-1] * self._carry() ** np.arange(1.0, slots + 1.0)
+        slots_a_day = len(self._seasons)
+        at = self.next_slot % slots_a_day
+        expected = self._day[at : at + slots] @ self._fit
+        expected += self._weights[1] * (self.next_slot - at - self._known) / slots_a_day
+        carry = self._carry()
+        if carry:
+            expected += self._errors[-1] * carry ** np.arange(1.0, slots + 1.0)
         return np.maximum(expected, 0.0)
 
     def _carry(self) -> float:
@@ -146,26 +150,27 @@ class SlotForecast:
     def _rows(self, first: int, count: int) -> Floats:
         import numpy as np
 
-        whole = len(self._day)
-        at = first % whole
-        if at + count <= whole:
-            rows = self._day[at : at + count].copy()
-            rows[:, 1] += (first - at - self._known) / whole
-            return rows
+        slots_a_day = len(self._seasons)
         slots = np.arange(first, first + count)
-        rows = self._day[slots % whole]
-        rows[:, 1] = (slots - self._known) / whole
+        rows = self._day[slots % slots_a_day]
+        rows[:, 1] = (slots - self._known) / slots_a_day
         return rows
 
 
 @cache
 def _day_rows(slots: int) -> tuple[Floats, list[list[float]]]:
-    """What the model sees in each slot of a day, level, trend in days and the seasons: as an array and as numbers."""
+    """What the model sees in each slot, level, trend and seasons: of two days as an array, of one as numbers."""
     import numpy as np
 
-    angles = 2.0 * math.pi * (_DAY_S / slots) * np.arange(slots)[:, None] / np.array(_PERIODS_S)
-    rows = np.column_stack((np.ones(slots), np.arange(slots) / slots, np.cos(angles), np.sin(angles)))
-    return rows, rows.tolist()
+    count = np.arange(2 * slots)
+    angles = 2.0 * math.pi * (_DAY_S / slots) * (count % slots)[:, None] / np.array(_PERIODS_S)
+    rows = np.column_stack((np.ones(2 * slots), count / slots, np.cos(angles), np.sin(angles)))
+    return rows, rows[:slots].tolist()
+
+
+def _instances(expected: float, per_instance: float) -> int:
+    """For so many requests in a slot."""
+    return math.ceil(expected / per_instance - ROUNDING_S) if expected >= _REQUESTS_MIN else 0
 
 
 class _Demand:
@@ -254,14 +259,14 @@ class Barista:
             return demand
         demand.forecast.add([float(demand.came)] + [0.0] * (ended - 1))
         demand.came = 0
-        demand.needs = self._needs(demand, demand.forecast.near(_NEAR))
+        per_instance = self._per_instance(demand)
+        demand.needs = [_instances(expected, per_instance) for expected in demand.forecast.near(_NEAR)]
         demand.looked_far = False
         return demand
 
-    def _needs(self, demand: _Demand, expected: list[float]) -> list[int]:
-        """Instances for so many requests in a slot."""
-        per_instance = self._slot_s / demand.slo_s * demand.served()
-        return [math.ceil(e / per_instance - ROUNDING_S) if e >= _REQUESTS_MIN else 0 for e in expected]
+    def _per_instance(self, demand: _Demand) -> float:
+        """Requests that one instance serves in a slot."""
+        return self._slot_s / demand.slo_s * demand.served()
 
     def _next_need(self, demand: _Demand, first: int) -> tuple[int, int] | None:
         """The first slot from `first` on that needs instances, and how many."""
@@ -276,12 +281,12 @@ class Barista:
         return demand.far
 
     def _far(self, demand: _Demand) -> tuple[int, int] | None:
+        per_instance = self._per_instance(demand)
         expected: list[float] = demand.forecast.ahead(min(self._slots, _AHEAD_MAX)).tolist()
         for slot in range(_NEAR, len(expected)):
-            if expected[slot] >= _REQUESTS_MIN:
-                (instances,) = self._needs(demand, [expected[slot]])
-                if instances:
-                    return slot, instances
+            instances = _instances(expected[slot], per_instance)
+            if instances:
+                return slot, instances
         return None
 
     def _slot_end_s(self, demand: _Demand, now: float) -> float:
