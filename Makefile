@@ -12,7 +12,7 @@ TEST_JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 # What failed beside others is run once more, alone: only then has it failed.
 AGAIN  := echo "once more, one after the other: what failed" && \
-	$(BIN)/python -m pytest -q -n 0 --last-failed --last-failed-no-failures none
+	env -u REWARM_TEST_SLOW_UNTIL $(BIN)/python -m pytest -q -n 0 --last-failed --last-failed-no-failures none
 # Debian's takes three times as long to find out what fits together.
 PIP_RANGE := pip>=25,<27
 # Bytecode of what tests import again and again, instead of all that is installed: a minute less.

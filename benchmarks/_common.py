@@ -32,8 +32,32 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
+COMPILED = ROOT / "build" / "compiled"
+
+
 class BenchmarkError(Exception):
     """A benchmark cannot go on; the message says why in one line."""
+
+
+def lacks_compiled() -> str | None:
+    """Why the package cannot be measured as a release has it, with its hot path compiled; None: it can."""
+    stamp = COMPILED / ".stamp"
+    newest_s = max(source.stat().st_mtime for source in (ROOT / "src").rglob("*.py"))
+    if stamp.exists() and stamp.stat().st_mtime >= newest_s:
+        return None
+    return "build/compiled is missing or older than src: make compiled, or measure with --interpreted"
+
+
+def run_compiled() -> None:
+    """Go on with the package as a release has it: unless that is imported already, this program is started again."""
+    from rewarm.core import node
+
+    if Path(node.__file__).suffix == ".so":
+        return
+    missing = lacks_compiled()
+    if missing is not None:
+        raise SystemExit(missing)
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "PYTHONPATH": str(COMPILED)})
 
 
 @dataclass

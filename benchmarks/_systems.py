@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from _common import HERE, ROOT, BenchmarkError, Server, free_port, pss_mb, serving
+from _common import COMPILED, HERE, ROOT, BenchmarkError, Server, free_port, lacks_compiled, pss_mb, serving
 from _mlp import CASES, save_weights
 
 #: mosec's throughput at 64 connections is the same for 0 to 10 ms, as batches fill; 0 spares its lone caller the wait.
@@ -53,18 +53,10 @@ def environment(name: str, bench_env: Path | None) -> Path:
     return Path(os.environ.get("REWARM_BENCH_ENVS", ROOT / ".bench")) / name / "bin" / "python"
 
 
-COMPILED = ROOT / "build" / "compiled"
-
-
 def rewarm(interpreted: bool) -> System:
     """As a release has it, with the hot path compiled, or this checkout as it stands, interpreted."""
     path = ROOT / "src" if interpreted else COMPILED
-    missing = None
-    if not interpreted:
-        stamp = COMPILED / ".stamp"
-        newest_s = max(source.stat().st_mtime for source in (ROOT / "src").rglob("*.py"))
-        if not stamp.exists() or stamp.stat().st_mtime < newest_s:
-            missing = "build/compiled is missing or older than src: make compiled, or measure with --interpreted"
+    missing = None if interpreted else lacks_compiled()
 
     def launch(wanted: Sequence[str], folder: Path) -> AbstractContextManager[Running]:
         return _launch_rewarm(wanted, folder, path)

@@ -4,6 +4,9 @@
     python benchmarks/policy_overhead.py --json          the same, as the last line of standard output
     python benchmarks/policy_overhead.py --quick         10 to 1,000 functions
 
+rewarm is the build that a release has, its hot path compiled (`make compiled`), or with --interpreted the sources as
+they stand.
+
 The real core in this process, driven as the executor drives it, in virtual time: a request comes, its Run is carried
 out by a RunDone 0.1 ms later, the instance is idle again, timers ring. As in the traces, few functions have most of the
 calls: the r-th of them has a share of 1/r. Two loads, at random times:
@@ -28,7 +31,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from _common import finish, machine, median, print_table, say
+from _common import finish, machine, median, print_table, run_compiled, say
 
 from rewarm.bench.plots import require_matplotlib
 from rewarm.core import node as core
@@ -271,7 +274,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="up to 1,000 functions, fewer requests")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder for policy_overhead.svg")
+    parser.add_argument("--interpreted", action="store_true", help="rewarm as it stands in src, nothing compiled")
     options = parser.parse_args()
+    if not options.interpreted:
+        run_compiled()
     counts, requests = (COUNTS[:3], 1_000) if options.quick else (COUNTS, 3_000)
     options.out.mkdir(parents=True, exist_ok=True)
     rows = run(counts, requests)

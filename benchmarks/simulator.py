@@ -4,6 +4,9 @@
     python benchmarks/simulator.py --json          {"invocations_per_s": of the costliest policy, …}
     python benchmarks/simulator.py --quick         a quarter of the day, one round
 
+rewarm is the build that a release has, its hot path compiled (`make compiled`), or with --interpreted the sources as
+they stand.
+
 The load is the shipped Azure trace without its 20 busiest functions: a day, 380 functions, 141,693 calls, with a budget
 of 8 GB so that layers are also freed for want of memory. First each policy alone, one after the other, in this process,
 from reading the trace to the report, and that five times over, of which the median counts; then all at a time, one
@@ -20,6 +23,8 @@ import statistics
 import sys
 import time
 from typing import Any
+
+from _common import run_compiled
 
 from rewarm.policy import registry
 from rewarm.sim.run import Settings, simulate, simulate_all
@@ -67,12 +72,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON on standard output")
     parser.add_argument("--quick", action="store_true", help="six hours of the day, one round")
+    parser.add_argument("--interpreted", action="store_true", help="rewarm as it stands in src, nothing compiled")
     parser.add_argument("--rounds", type=int, help="how often each policy runs; default 5, with --quick 1")
     args = parser.parse_args()
     rounds = args.rounds if args.rounds is not None else 1 if args.quick else 5
     if rounds < 1:
         parser.error("--rounds must be at least 1")
-    result = measure(args.quick, rounds)
+    if not args.interpreted:
+        run_compiled()
+    result = {**measure(args.quick, rounds), "compiled": not args.interpreted}
     if args.json:
         print(json.dumps(result, indent=2))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rewarm.vmm.qemu import find_qemu
 
 _HERE = Path(__file__).parent
 _GUEST_HOME = "REWARM_TEST_GUEST_HOME"
+_SLOW_UNTIL = "REWARM_TEST_SLOW_UNTIL"
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +46,13 @@ def give_guest(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Non
         (path / "microvm" / "guest").symlink_to(guest.folder)
 
     return give
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Where time is limited (REWARM_TEST_SLOW_UNTIL, seconds since the epoch), servers are not begun after that."""
+    until_s = float(os.environ.get(_SLOW_UNTIL, "inf"))
+    if time.time() > until_s and any(item.get_closest_marker(name) for name in ("e2e", "slow")):
+        pytest.skip(f"too little time is left ({_SLOW_UNTIL})")
 
 
 @pytest.hookimpl(wrapper=True)
