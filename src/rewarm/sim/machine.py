@@ -258,7 +258,8 @@ class Machine:
                 self._change(effect, now, effects)
                 continue
             self.meter.effect(effect, now)
-            sandbox_id, request = effect.sandbox_id, effect.requests[0]  # nobody batches here
+            sandbox_id = effect.sandbox_id
+            (request,) = effect.requests  # nobody batches here
             box = boxes.get(sandbox_id)
             if box is None:
                 continue  # the two crossed on the way
