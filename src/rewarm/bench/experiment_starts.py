@@ -97,10 +97,15 @@ class Result:
 
 
 def run(repeat: int, only: Collection[str], progress: Progress | None = None) -> Result:
-    """`repeat` starts from nothing of each example in `only`. Raises SystemFault where the examples are not at hand."""
+    """`repeat` starts from nothing of each example, or of those in `only` if there are some.
+
+    Raises SystemFault where the examples are not at hand.
+    """
     described = machine.describe()
-    left_out = {name: why for name, why in _left_out() if name in only}
-    examples = [example for example in EXAMPLES if example.folder in only and example.folder not in left_out]
+    wanted = [example for example in EXAMPLES if not only or example.folder in only]
+    names = {example.folder for example in wanted}
+    left_out = {name: why for name, why in _left_out() if name in names}
+    examples = [example for example in wanted if example.folder not in left_out]
     folders = {example.folder: shipping.find_example(example.folder) for example in examples}
     costs = []
     for place, example in enumerate(examples):

@@ -14,7 +14,7 @@ from rewarm.errors import UsageError
 if TYPE_CHECKING:
     from rewarm.bench.experiment_starts import Result
 
-EXAMPLES = ("lambda", "digits", "nodejs")
+_NAMES = ("lambda", "digits", "nodejs")
 
 
 @click.command("starts", short_help="What the layers cost on this machine.")
@@ -22,7 +22,7 @@ EXAMPLES = ("lambda", "digits", "nodejs")
               help="Starts from nothing of each function.")  # fmt: skip
 @click.option("--save", type=click.Path(dir_okay=False, path_type=Path),
               help="Write the costs there, for rewarm sim --layers.")  # fmt: skip
-@click.option("--only", type=click.Choice(EXAMPLES), multiple=True, help="This example alone; may be repeated.")
+@click.option("--only", type=click.Choice(_NAMES), multiple=True, help="This example alone; may be repeated.")
 @json_option
 def starts(repeat: int, save: Path | None, only: tuple[str, ...], as_json: bool) -> None:
     """Measure start-up seconds and memory of Bare, Lang and User layers, with servers started for it.
@@ -42,7 +42,7 @@ def starts(repeat: int, save: Path | None, only: tuple[str, ...], as_json: bool)
     if save is not None and not save.absolute().parent.is_dir():
         raise UsageError(f"--save {save}: there is no folder {save.absolute().parent}; create it first")
     with progress_bar(as_json) as progress:
-        result = run(repeat, only or EXAMPLES, progress)
+        result = run(repeat, only, progress)
     if save is not None:
         save.write_text(to_toml(result), "utf-8")
     if as_json:
