@@ -46,8 +46,8 @@ def test_every_start_is_a_waking(tmp_path: Path) -> None:
     assert found.startup_s_mean == pytest.approx(3 * 0.25 / 4)
     # What woke holds all its layers: 154 MB for the pauses after the first run, the second, and the third.
     assert found.idle_gb_h * GB_H == pytest.approx(154 * (10 + (105 - 101.25) + 10))
-    # Both slept from the first call on, whether anybody woke them or not, till the end of the last call at 201 s.
-    assert found.disk_gb_h * GB_H == pytest.approx(2 * 200 * 201)
+    # Each sleeps from its first call on, at 0 and 200 s, whether it wakes or not, till the end of the last at 201 s.
+    assert found.disk_gb_h * GB_H == pytest.approx(200 * (201 + 1))
 
 
 def test_without_asleep_nothing_sleeps(tmp_path: Path) -> None:

@@ -51,6 +51,13 @@ def test_plain(tmp_path: Path, name: str) -> None:
     assert read(trace) == read(trace)
 
 
+def test_a_function_is_known_with_its_first_call(tmp_path: Path) -> None:
+    text = "t_s,function,duration_s\n0,a,1\n5,a,1\n10,b,1\n20,a,1\n30,c,1\n40,b,1\n"
+    trace = open_trace(write(tmp_path, text), Options())
+    known = [(chunk.times_s, len(trace.functions)) for chunk in trace.chunks()]
+    assert known == [([0.0, 5.0], 1), ([10.0, 20.0], 2), ([30.0, 40.0], 3)]
+
+
 def test_columns_may_be_in_any_order_and_more(tmp_path: Path) -> None:
     text = "\ufefffunction, note,duration_s,t_s\na,x,1,2\n"
     assert read(open_trace(write(tmp_path, text), Options())) == [(2.0, "a", 1.0)]

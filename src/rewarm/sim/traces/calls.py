@@ -57,6 +57,9 @@ class CallTrace:
         for at_s, name, run_s in self._calls():
             function = index.get(name)
             if function is None:
+                if chunk.times_s:  # else it would be known before its first call, as no policy can know it
+                    yield chunk
+                    chunk = Chunk([], [], [])
                 function = index[name] = len(index)
                 self.functions.append(TracedFunction(name))
             chunk.times_s.append(at_s)
