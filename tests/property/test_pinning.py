@@ -5,7 +5,7 @@ Times and sizes are small whole numbers of a power of two, so that sums of float
 
 from __future__ import annotations
 
-from itertools import accumulate, chain, combinations, product
+from itertools import accumulate, chain, combinations, islice, product
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +17,8 @@ from rewarm.policy.keepalive.base import KeepalivePolicy
 from rewarm.policy.keepalive.fixed import FixedKeepalive
 from rewarm.policy.keepalive.hazard import Hazard
 from rewarm.policy.keepalive.none import NoKeepalive
-from rewarm.policy.pinning.greedy import ModelLoad, plan
+from rewarm.policy.pinning.greedy import ModelLoad, plan, wanted_bytes
+from rewarm.policy.pinning.sharing import Held, Spans
 from rewarm.policy.pinning.timeline import bubble_s, loads_s, ttfi_s, ttfi_with_pin_s, zero_bubble_bytes
 from rewarm.testing import World
 
@@ -143,14 +144,98 @@ def test_no_other_shares_of_the_budget_cost_fewer_seconds(
         assert sum(shares) > budget or least <= cost(shares)
 
 
+# ---------------------------------------------------------------- models that have bytes in common
+
+Bytes = set[tuple[str, int]]
+
+
+@st.composite
+def spans(draw: st.DrawFn) -> Spans:
+    """Of two short files, each byte at most once."""
+    found: list[tuple[str, int, int]] = []
+    for file in draw(st.permutations(["a", "b"])):
+        cuts = sorted(draw(st.sets(st.integers(0, 12), max_size=6)))
+        found += draw(st.permutations([(file, begin, end) for begin, end in zip(cuts[::2], cuts[1::2], strict=False)]))
+    return found
+
+
+def size_of(spans: Spans) -> int:
+    return sum(end - begin for _, begin, end in spans)
+
+
+def front(spans: Spans, size: int) -> Bytes:
+    return set(islice(((file, at) for file, begin, end in spans for at in range(begin, end)), size))
+
+
+@unhurried
+@given(st.lists(st.tuples(spans(), st.integers(0, 30)), max_size=4), spans(), st.integers(0, 15), st.integers(0, 8))
+def test_what_is_held_is_the_union(fronts: list[tuple[Spans, int]], other: Spans, size: int, number: int) -> None:
+    held, there = Held(), Bytes()
+    for one, length in fronts:
+        held.add(one, length)
+        there |= front(one, length)
+    size = min(size, size_of(other))
+
+    def new(length: int) -> int:
+        return len(front(other, length) - there)
+
+    assert held.lacks_bytes(other, size) == new(size)
+    reach = held.reach_bytes(other, size, number)
+    assert reach == max(length for length in range(size + 1) if new(length) <= number)
+    left = held.without_bytes(other, size, number)
+    freeing = [length for length in range(size + 1) if new(size) - new(length) >= number]
+    assert left == (max(freeing) if freeing else 0)
+
+
+def loads_with(drawn: list[tuple[Spans, int]]) -> list[ModelLoad]:
+    """Models of one layer without compute: all of it is waited for."""
+    return [
+        ModelLoad(str(n), [LayerFacts("layer", size_of(found), 0.0)], 1.0, float(cold), spans=found)
+        for n, (found, cold) in enumerate(drawn)
+    ]
+
+
+@unhurried
+@given(st.lists(st.tuples(spans(), whole), max_size=4), st.integers(0, 30))
+def test_what_is_common_is_paid_for_once(drawn: list[tuple[Spans, int]], budget: int) -> None:
+    loads = loads_with(drawn)
+    planned = plan(loads, budget)
+    held = Bytes().union(*(front(load.spans, planned[load.key]) for load in loads))
+    assert len(held) <= budget
+    for load in loads:
+        size = planned[load.key]
+        assert size <= wanted_bytes(load)
+        if size < wanted_bytes(load):  # then there was room for no more, or those that came later had use for it
+            assert len(held | front(load.spans, size + 1)) > len(held)
+
+
+@unhurried
+@given(spans(), st.lists(whole, min_size=1, max_size=4), spans(), whole, st.integers(0, 40))
+def test_copies_are_one_model_that_is_started_as_often_as_all(
+    common: Spans, colds: list[int], other: Spans, cold: int, budget: int
+) -> None:
+    alone = [(f"not {file}", begin, end) for file, begin, end in other]
+    loads = loads_with([(common, cold) for cold in colds])
+    copies = [load._replace(worth_to_others=sum(colds) - load.cold_per_s) for load in loads]
+    one, another = loads_with([(common, sum(colds)), (alone, cold)])
+    another = another._replace(key="z")  # behind the others, if they are worth the same
+    apart, together = plan([*copies, another], budget), plan([one, another], budget)
+    assert apart["z"] == together["z"]
+    assert {apart[load.key] for load in copies if load.cold_per_s} <= {together[one.key]}
+
+
 # ---------------------------------------------------------------- a node of packed functions
 
 NAMES = ("f", "g", "h")
+TABLE, SIX = LayerFacts("t", 60 * MB, 0.0, True), tuple(LayerFacts(str(n), 30 * MB, 0.01) for n in range(6))
 PACKS = (
     None,
     PackFacts("small", (LayerFacts("a", 20 * MB, 0.001), LayerFacts("b", 20 * MB, 0.02))),
-    PackFacts("large", (LayerFacts("t", 60 * MB, 0.0, True), *(LayerFacts(str(n), 30 * MB, 0.01) for n in range(6)))),
+    PackFacts("large", (TABLE, *SIX), spans=(("l", 0, 180 * MB),)),
+    PackFacts("variant", SIX, spans=(("l", 0, 60 * MB), ("v", 0, 30 * MB), ("l", 90 * MB, 180 * MB))),
+    PackFacts("head", SIX[:2], spans=(("l", 90 * MB, 120 * MB), ("h", 0, 30 * MB))),
 )
+KEYS = ("small", "large", "variant", "head")
 KEEPALIVES: tuple[type[KeepalivePolicy], ...] = (NoKeepalive, FixedKeepalive, Hazard)
 
 
@@ -164,11 +249,15 @@ class PackedNode(RuleBasedStateMachine):
     def begin(self, keepalive: type[KeepalivePolicy], mb: int) -> None:
         self.lock_bytes = 1 << 40  # what the kernel lets anyone lock
         self.pinned: dict[str, int] = {}
+        self.counted_bytes = 0
         self.world = World(mb * MB, keepalive(), pins=self.pins)
 
     def pins(self, order: m.Pin) -> int:
-        if order.size_bytes > self.pinned.get(order.key, 0):
-            assert self.world.node.pool.ledger.spare_bytes >= 0, order
+        pool = self.world.node.pool
+        counted_bytes = sum(pool.ledger.of(model.node) for model in pool.models.by_key.values())
+        if order.size_bytes > self.pinned.get(order.key, 0) and counted_bytes > self.counted_bytes:
+            assert pool.ledger.spare_bytes >= 0, order
+        self.counted_bytes = counted_bytes
         self.pinned[order.key] = order.size_bytes
         return min(order.size_bytes, self.lock_bytes)
 
@@ -196,20 +285,20 @@ class PackedNode(RuleBasedStateMachine):
         events = len(self.world.events) - events
         assert len(self.world.done(m.Pin)) - before <= 2 * (events + 1)
 
-    @rule(key=st.sampled_from(["small", "large"]), mb=st.integers(0, 100), seconds=st.sampled_from([0.0, 0.01, 1.0]))
+    @rule(key=st.sampled_from(KEYS), mb=st.integers(0, 100), seconds=st.sampled_from([0.0, 0.01, 1.0]))
     def load(self, key: str, mb: int, seconds: float) -> None:
         self.world.tell(m.Loaded(key, mb * MB, seconds))
 
     @rule(compute_s=st.lists(st.sampled_from([0.0, 0.01, 0.3, -1.0, float("nan"), float("inf")]), max_size=8))
     def compute(self, compute_s: list[float]) -> None:
-        for key in ("small", "large"):
+        for key in KEYS:
             self.world.tell(m.Computed(key, tuple(compute_s)))
 
     @rule(mb=st.sampled_from([0, 8, 30, 1 << 20]))
     def locking(self, mb: int) -> None:
         self.lock_bytes = mb * MB
 
-    @rule(key=st.sampled_from(["small", "large"]), mb=st.sampled_from([0, 10, 500]))
+    @rule(key=st.sampled_from(KEYS), mb=st.sampled_from([0, 10, 500]))
     def held(self, key: str, mb: int) -> None:
         """A word about pins that nobody asked for."""
         self.world.tell(m.Pinned(key, mb * MB))

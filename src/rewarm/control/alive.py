@@ -49,7 +49,7 @@ def models(node: Node, desk: ModelDesk, stats: Mapping[str, FunctionStats], now:
         {
             "key": model.key, "functions": sorted(model.wishes), "pin": model.pin,
             "weights_bytes": sum(layer.size_bytes for layer in model.layers),
-            "streamed_bytes": sum(layer.size_bytes for layer in model.layers if not layer.on_demand),
+            "streamed_bytes": model.streamed_bytes,
             "pinned_bytes": model.pinned_bytes, "bandwidth_bytes_s": model.bandwidth_bytes_s,
             "cold_per_h": model.cold_per_s(now) * 3600.0, "expected_ttfi_ms": model.ttfi_s * 1e3,
             **desk.told(model.key), "last_load": _last_load(model, stats),
@@ -72,7 +72,7 @@ def ledger(node: Node, branches: list[dict[str, Any]]) -> dict[str, Any]:
     account = node.pool.ledger
     disk = node.pool.ground.disk
     by_layer = {layer.name.lower(): 0 for layer in (Layer.ASLEEP, *_LAYERS)}
-    by_layer["model"] = sum(model.pinned_bytes for model in node.pool.models.by_key.values())
+    by_layer["model"] = sum(account.of(model.node) for model in node.pool.models.by_key.values())
     for branch in branches:
         by_layer[branch["layer"]] += branch["resident_bytes"]
     return {

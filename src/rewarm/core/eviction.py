@@ -38,7 +38,7 @@ def make_room(
     if short == 0:
         return True
     key = sparing.key if sparing is not None else None
-    freed = 0
+    freed = freed_pins = 0
     chosen: list[Victim] = []
     pins: list[Model] = []
     for worth, layer in _ranked(pool, now, key):
@@ -46,30 +46,32 @@ def make_room(
             break
         if isinstance(layer, Model):
             pins.append(layer)
-            freed += layer.pinned_bytes
+            freed_pins = pool.models.held_by(pins)
         else:
             chosen.append(layer)
             freed += pool.ledger.of(_node(layer))
-        if freed >= short:
+        if freed + freed_pins >= short:
             break
-    if freed < short and sparing is not None:
+    enough = freed + freed_pins >= short
+    if not enough and sparing is not None:
         patient = worth_below == INF and not sparing.live
-        if not patient or freed + _below(pool, chosen, key) < short:
+        if not patient or freed + freed_pins + _below(pool, chosen, key) < short:
             return False
-    _release(pool, pins, freed - short, now, out)
+    _release(pool, pins, min(freed_pins, short - freed), now, out)
     pool.ground.evictions += len(chosen)
     for layer in chosen:
         pool.peel(layer, "memory", now, out)
-    return freed >= short
+    return enough
 
 
-def _release(pool: Pool, pins: list[Model], surplus: int, now: float, out: list[Effect]) -> None:
-    """Let go of `pins`, but for `surplus` bytes, which stay where they are worth most."""
-    for model in reversed(pins):
-        stays = min(model.pinned_bytes, max(0, surplus))
-        surplus -= stays
-        if stays < model.pinned_bytes:
-            pool.models.release(model, model.pinned_bytes - stays, now, out)
+def _release(pool: Pool, pins: list[Model], size_bytes: int, now: float, out: list[Effect]) -> None:
+    """Free so much of `pins`, which come in the order in which they are to go."""
+    until_bytes = pool.ledger.held_bytes - size_bytes
+    for model in pins:
+        left_bytes = pool.ledger.held_bytes - until_bytes
+        if left_bytes <= 0:
+            return
+        pool.models.release(model, left_bytes, now, out)
 
 
 def worth_of_next(pool: Pool, fn: FunctionState, now: float) -> float:

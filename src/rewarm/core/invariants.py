@@ -78,7 +78,10 @@ def _check_models(pool: Pool) -> int:
     assert used == {(name, model.key) for name, model in models.by_function.items()}, "models and functions disagree"
     for model in models.by_key.values():
         assert model.wishes, f"{model} is nobody's"
-        streamed = sum(layer.size_bytes for layer in model.layers if not layer.on_demand)
-        assert 0 <= model.pinned_bytes <= streamed, model
-        assert pool.ledger.of(model.node) == model.pinned_bytes, model
+        assert 0 <= model.pinned_bytes <= model.streamed_bytes, model
+        assert all(models.by_key[other.key] is other and model in other.sharers for other in model.sharers), model
+        if not model.sharers:
+            assert pool.ledger.of(model.node) == model.pinned_bytes, model
+    counted_bytes = sum(pool.ledger.of(model.node) for model in models.by_key.values())
+    assert counted_bytes == models.held_by(list(models.by_key.values())), "pins are not counted once each"
     return sum(model.node in pool.ledger for model in models.by_key.values())

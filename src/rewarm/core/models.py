@@ -4,13 +4,14 @@ Functions with one pack share one model. How often each is started cold, how fas
 compute is learned here; `policy.pinning` shares out the memory that is free, seldom, and in steps worth making. A pin
 displaces nothing. When memory is short it is freed like any idle layer (`eviction`), by as much as is short.
 
-Pinned bytes are on the ledger from the order to pin them until the order to let go, which takes no time.
+Pinned bytes are on the ledger from the order to pin them until the order to let go, which takes no time. Those that
+several models have in common are there once, for the one that was adopted first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from rewarm.core.state import INF, Ground
@@ -19,6 +20,7 @@ from rewarm.facts.function import Pin, Revision
 from rewarm.facts.messages import Effect
 from rewarm.facts.pack import PackFacts
 from rewarm.policy.pinning.greedy import ModelLoad, plan, wanted_bytes
+from rewarm.policy.pinning.sharing import Held, Spans
 from rewarm.policy.pinning.timeline import ttfi_with_pin_s
 from rewarm.units import MB
 
@@ -61,7 +63,7 @@ class Model:
 
     __slots__ = (
         "_cold_at_s", "_cold_per_s", "_machine", "_speeds", "key", "layers", "limit_bytes", "limit_until_s",
-        "ordered_bytes", "passes", "pinned_bytes", "setup_s", "waiting", "wishes",
+        "ordered_bytes", "passes", "pinned_bytes", "setup_s", "sharers", "spans", "waiting", "wishes",
     )  # fmt: skip
 
     def __init__(self, facts: PackFacts, machine: _Speeds) -> None:
@@ -70,6 +72,8 @@ class Model:
         self.layers = facts.layers  # with their compute as measured since
         self.passes = 1  # that measurement; the one at packing is the first
         self.wishes: dict[str, Pin] = {}  # what each function that uses it said of its pin
+        self.spans: Spans = facts.spans
+        self.sharers: dict[Model, float] = {}  # models that have the same bytes, and how much of this one they have
         self.pinned_bytes = 0
         self.ordered_bytes = 0  # by the last Pin
         self.waiting = False  # for its answer
@@ -93,6 +97,10 @@ class Model:
         if "all" in wishes:
             return "all"
         return max(sizes) if sizes else "auto" if "auto" in wishes else "none"
+
+    @property
+    def streamed_bytes(self) -> int:
+        return sum(layer.size_bytes for layer in self.layers if not layer.on_demand)
 
     @property
     def bandwidth_bytes_s(self) -> float:
@@ -125,7 +133,11 @@ class Model:
         """Seconds that a pinned byte saves in ten minutes, to be compared with the worth of idle layers."""
         if self.pin not in ("auto", "none"):
             return _ASKED_FOR
-        return _HORIZON_S * self.cold_per_s(now) / self.bandwidth_bytes_s
+        return _HORIZON_S * (self.cold_per_s(now) / self.bandwidth_bytes_s + self.worth_to_others(now))
+
+    def worth_to_others(self, now: float) -> float:
+        """Seconds that its sharers are saved per second by one of its bytes, on average."""
+        return sum(share * other.cold_per_s(now) / other.bandwidth_bytes_s for other, share in self.sharers.items())
 
     def read(self, bytes_s: float) -> bool:
         """A load was measured. True if what can be counted on is another now."""
@@ -150,7 +162,8 @@ class Model:
         cold_per_s = self.cold_per_s(now) * (_STICKS if self.pinned_bytes else 1.0)
         limit_bytes = self.limit_bytes if now < self.limit_until_s else None
         return ModelLoad(
-            self.key, self.layers, self.bandwidth_bytes_s, cold_per_s, self.pin, self.setup_s, limit_bytes
+            self.key, self.layers, self.bandwidth_bytes_s, cold_per_s, self.pin, self.setup_s, limit_bytes,
+            self.spans if self.sharers else (), self.worth_to_others(now),
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -182,7 +195,9 @@ class Models:
             return
         model = self.by_key.get(pack.key)
         if model is None:
-            model = self.by_key[pack.key] = Model(pack, self._machine)
+            model = Model(pack, self._machine)
+            self._introduce(model)
+            self.by_key[pack.key] = model
             if pack.key in self._remembered:
                 model.remember(self._remembered.pop(pack.key), now)
         self.by_function[revision.name] = model
@@ -196,10 +211,25 @@ class Models:
             return
         del model.wishes[function]
         if not model.wishes:
-            del self.by_key[model.key]
             if model.ordered_bytes:
                 self._order(model, 0, out)
+            del self.by_key[model.key]
+            for other in model.sharers:
+                del other.sharers[model]
         self._ask(now)
+
+    def _introduce(self, model: Model) -> None:
+        """To those that have some of its bytes, too."""
+        files = {file for file, _, _ in model.spans}
+        for other in self.by_key.values():
+            if files.isdisjoint(file for file, _, _ in other.spans):
+                continue
+            held = Held()
+            held.add(other.spans, other.streamed_bytes)
+            common_bytes = model.streamed_bytes - held.lacks_bytes(model.spans, model.streamed_bytes)
+            if common_bytes:
+                model.sharers[other] = common_bytes / model.streamed_bytes
+                other.sharers[model] = common_bytes / other.streamed_bytes
 
     # ------------------------------------------------------------ what is learned
 
@@ -254,17 +284,17 @@ class Models:
         if not self.by_key or self._ground.draining:
             return
         ledger = self._ground.ledger
-        room = ledger.spare_bytes + sum(model.pinned_bytes for model in self.by_key.values())
+        room = ledger.spare_bytes + sum(ledger.of(model.node) for model in self.by_key.values())
         loads = {model: model.load(now) for model in self.by_key.values()}
         wanted = plan(list(loads.values()), room)
         for model, load in loads.items():
             if wanted[model.key] < model.pinned_bytes and _is_step(model.pinned_bytes, wanted[model.key], load):
                 self._order(model, wanted[model.key], out)
-        again_s = now + RETRY_S if sum(wanted.values()) >= room else INF
+        again_s = now + RETRY_S if any(wanted[load.key] < wanted_bytes(load) for load in loads.values()) else INF
         for model, load in loads.items():
             if now < model.limit_until_s:
                 again_s = min(again_s, model.limit_until_s)
-            size = min(wanted[model.key], model.pinned_bytes + max(0, ledger.spare_bytes))
+            size = self._reach(model, wanted[model.key])
             if size <= model.pinned_bytes or not _is_step(model.pinned_bytes, size, load):
                 continue
             if model.waiting:  # what was asked for is still being read
@@ -274,10 +304,45 @@ class Models:
         self._ground.timers.arm(self, again_s)
 
     def release(self, model: Model, size_bytes: int, now: float, out: list[Effect]) -> None:
-        """Memory is short: let go of so much, in whole steps, from the end of what is pinned."""
-        steps = -(-size_bytes // _STEP_BYTES)
-        self._order(model, max(0, model.pinned_bytes - steps * _STEP_BYTES), out)
+        """Memory is short: let go of what frees so much, in whole steps, from the end of what is pinned.
+
+        What others have pinned as well is not freed by that.
+        """
+        pinned = model.pinned_bytes
+        stays = pinned - size_bytes
+        if model.sharers:
+            stays = self._pinned_of(model.sharers).without_bytes(model.spans, pinned, size_bytes)
+        steps = -(-(pinned - stays) // _STEP_BYTES)
+        self._order(model, max(0, pinned - steps * _STEP_BYTES), out)
         self._ground.timers.arm(self, now + RETRY_S)
+
+    def held_by(self, models: Sequence[Model]) -> int:
+        """Bytes that come back if these are pinned no more."""
+        size = sum(model.pinned_bytes for model in models if not model.sharers)
+        going = [model for model in models if model.sharers]
+        if going:
+            held = self._pinned_of(model for model in self._sharing() if model not in going)
+            for model in going:
+                size += held.lacks_bytes(model.spans, model.pinned_bytes)
+                held.add(model.spans, model.pinned_bytes)
+        return size
+
+    def _reach(self, model: Model, size_bytes: int) -> int:
+        """As much of `size_bytes` as there is room for now."""
+        spare_bytes = max(0, self._ground.ledger.spare_bytes)
+        if model.sharers:
+            return self._pinned_of([*model.sharers, model]).reach_bytes(model.spans, size_bytes, spare_bytes)
+        return min(size_bytes, model.pinned_bytes + spare_bytes)
+
+    def _sharing(self) -> list[Model]:
+        return [model for model in self.by_key.values() if model.sharers]
+
+    @staticmethod
+    def _pinned_of(models: Iterable[Model]) -> Held:
+        held = Held()
+        for model in models:
+            held.add(model.spans, model.pinned_bytes)
+        return held
 
     def _order(self, model: Model, size_bytes: int, out: list[Effect]) -> None:
         self._hold(model, size_bytes)
@@ -287,6 +352,15 @@ class Models:
 
     def _hold(self, model: Model, size_bytes: int) -> None:
         model.pinned_bytes = size_bytes
+        if not model.sharers:
+            self._account(model, size_bytes)
+            return
+        held = Held()
+        for one in self._sharing():
+            self._account(one, held.lacks_bytes(one.spans, one.pinned_bytes))
+            held.add(one.spans, one.pinned_bytes)
+
+    def _account(self, model: Model, size_bytes: int) -> None:
         if size_bytes:
             self._ground.ledger.enter(model.node, size_bytes)
         else:

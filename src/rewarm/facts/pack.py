@@ -28,11 +28,14 @@ class PackFacts:
     """A pack: layers in execution order. Raises BadDefinition for sizes and durations that cannot be.
 
     `setup_s`: seconds from the start of the load until the first layer could run if it were there (construction).
+    `spans`: where the streamed bytes are, in execution order: file, begin, end. Packs that name the same bytes share
+    them; one that names none shares none.
     """
 
     key: str
     layers: tuple[LayerFacts, ...]
     setup_s: float = 0.0
+    spans: tuple[tuple[str, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.key, str) or not self.key:
@@ -44,6 +47,8 @@ class PackFacts:
                 raise BadDefinition(f"pack {self.key}: {layer.name} has 0 or more bytes, not {layer.size_bytes!r}")
             if not _is_duration(layer.compute_s):
                 raise BadDefinition(f"pack {self.key}: {layer.name} takes 0 or more seconds, not {layer.compute_s!r}")
+        if self.spans:
+            _check_spans(self)
 
     @property
     def total_bytes(self) -> int:
@@ -61,7 +66,10 @@ class PackFacts:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; `from_json` is its inverse."""
-        return {"key": self.key, "setup_s": self.setup_s, "layers": [list(layer) for layer in self.layers]}
+        return {
+            "key": self.key, "setup_s": self.setup_s, "layers": [list(layer) for layer in self.layers],
+            "spans": [list(span) for span in self.spans],
+        }  # fmt: skip
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> PackFacts:
@@ -71,9 +79,19 @@ class PackFacts:
                 LayerFacts(str(name), size_bytes, compute_s, bool(on_demand))
                 for name, size_bytes, compute_s, on_demand in data["layers"]
             )
-            return PackFacts(data["key"], layers, data["setup_s"])
+            spans = tuple((str(file), begin, end) for file, begin, end in data["spans"])
+            return PackFacts(data["key"], layers, data["setup_s"], spans)
         except (KeyError, TypeError, ValueError) as error:
             raise BadDefinition(f"not the facts of a pack: {error!r}; deploy the function again") from error
+
+
+def _check_spans(pack: PackFacts) -> None:
+    for file, begin, end in pack.spans:
+        if not type(begin) is type(end) is int or not 0 <= begin < end:
+            raise BadDefinition(f"pack {pack.key}: bytes {begin!r} to {end!r} of {file} cannot be")
+    found_bytes = sum(end - begin for _, begin, end in pack.spans)
+    if found_bytes != pack.streamed_bytes:
+        raise BadDefinition(f"pack {pack.key}: its layers have {pack.streamed_bytes} bytes and its spans {found_bytes}")
 
 
 def _is_duration(seconds: object) -> bool:

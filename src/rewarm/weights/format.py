@@ -108,13 +108,14 @@ class Index:
         _check(self)
 
     def facts(self) -> PackFacts:
-        """Without files and names: layers count the bytes that no layer streamed before them has brought."""
+        """Without tensors: layers count the bytes that no layer streamed before them has brought."""
         sizes = [sum(span.end - span.begin for span in spans) for spans in self._own_spans]
         layers = (
             LayerFacts(layer.name, size_bytes, layer.compute_s, layer.on_demand)
             for layer, size_bytes in zip(self.layers, sizes, strict=True)
         )
-        return PackFacts(self.key, tuple(layers), self.setup_s)
+        spans = ((self.files[span.file].name, span.begin, span.end) for span in self.streamed_spans())
+        return PackFacts(self.key, tuple(layers), self.setup_s, tuple(spans))
 
     def spans(self, layer_no: int) -> tuple[Span, ...]:
         """The bytes that a layer needs, by file and place, each once; neighbours are one span."""

@@ -12,8 +12,9 @@ from rewarm.facts.function import FunctionSpec
 from rewarm.facts.pack import LayerFacts, PackFacts
 
 PACK = PackFacts(
-    "p", (LayerFacts("table", 1000, 0.5, on_demand=True), LayerFacts("a", 10, 0.25), LayerFacts("b", 20, 1.0)), 2.0
-)
+    "p", (LayerFacts("table", 1000, 0.5, on_demand=True), LayerFacts("a", 10, 0.25), LayerFacts("b", 20, 1.0)), 2.0,
+    (("one", 5, 15), ("other", 0, 20)),
+)  # fmt: skip
 
 
 def spec(**changes: Any) -> FunctionSpec:
@@ -35,7 +36,9 @@ def test_json_there_and_back() -> None:
     [
         {"key": ""}, {"key": 7}, {"setup_s": -1}, {"setup_s": float("nan")}, {"setup_s": None}, {"layers": 7},
         {"layers": [["a", 10]]}, {"layers": [["a", -1, 0.0, False]]}, {"layers": [["a", 1.5, 0.0, False]]},
-        {"layers": [["a", 1, -0.1, False]]}, {"layers": [["a", 1, "soon", False]]},
+        {"layers": [["a", 1, -0.1, False]]}, {"layers": [["a", 1, "soon", False]]}, {"spans": [["one", 5, 16]]},
+        {"spans": [["one", 5, 5], ["one", 0, 30]]}, {"spans": [["one", 0, 30.0]]}, {"spans": [["one", 0]]},
+        {"spans": 7},
     ],
 )  # fmt: skip
 def test_json_that_is_not_a_packs(wrong: dict[str, Any]) -> None:
