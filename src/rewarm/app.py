@@ -60,7 +60,7 @@ def serve(config: ServerConfig) -> int:
         pump = Pump()
         models = ModelDesk(store)
         Workshop(store.home.path).clear()
-        library = Library(store.home.path, store.snapshots, config.restore)
+        library = Library(store.home.path, store.snapshots, config.restore, config.vmm)
         processes = ProcessDriver(store.home.run_dir, pump=pump, isolation=isolation, models=models)
         driver = GuardedDriver(Fleet(processes, MicrovmDriver(store.home.run_dir, library, pump=pump)))
         executor = Executor(Node(config.memory_bytes, keepalive, config.disk_bytes), driver, logs, models=models)

@@ -35,6 +35,7 @@ class ServerConfig:
     memory_bytes: int = 2 << 30  # budget of the ledger
     disk_bytes: int = 20 << 30  # budget of what sleeps on disk
     restore: str = "auto"  # how sleeping micro-VMs are woken, see snapshot.restore.POLICIES
+    vmm: str = "auto"  # what runs micro-VMs, see vmm.site.VMMS
     keepalive: str = "fixed"  # "name" or "name:key=value,key=value"
     drain_s: float = 30.0  # how long a graceful shutdown may take
     measure_every_s: float = 1.0  # how often resident memory is read

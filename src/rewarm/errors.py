@@ -27,7 +27,7 @@ RewarmError
     ├── MicrovmUnavailable      500  no QEMU, no guest, no Debian packages to make one of: says what to install
     ├── WeightsCorrupt          500  a pack, or a file it refers to, is missing or not what was written: deploy again
     ├── SnapshotCorrupt         500  a file of a snapshot is missing or not what was written: it is made again
-    ├── SnapshotMismatch        500  a snapshot of another kernel, root file system, QEMU, CPU model or format
+    ├── SnapshotMismatch        500  a snapshot of another kernel, root file system, VMM, CPU model or format
     ├── SnapshotFailed          500  a snapshot could not be made
     └── SandboxFailed           500
 

@@ -50,7 +50,7 @@ def run(home: Path, settings: Settings, progress: Progress | None = None) -> Res
     Raises MicrovmUnavailable, SystemFault if answers differ, the disk is full or is memory; what publishing raises.
     """
     described = machine.describe()
-    site = survey(home)  # what is missing is told before the home is touched
+    site = survey(home, vmm="qemu")  # which has all policies; what is missing is told before the home is touched
     with _scratch(home / "microvm") as scratch, contextlib.ExitStack() as stack:
         left_out: dict[str, str] = {}
         tell = _Teller(progress)
@@ -86,7 +86,7 @@ def _policies(site: Site, left_out: dict[str, str]) -> list[str]:
 
 
 def _guest(site: Site) -> dict[str, str]:
-    return {"accel": site.accel.name, "why": site.accel.why, "qemu": site.qemu.version_text, "cpu": CPU,
+    return {"accel": site.accel.name, "why": site.accel.why, "qemu": site.vmm.version_text, "cpu": CPU,
             "kernel": site.guest.kernel_version}  # fmt: skip
 
 

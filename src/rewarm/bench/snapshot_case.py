@@ -29,8 +29,7 @@ from rewarm.snapshot.pager_client import PagerClient
 from rewarm.snapshot.record import touched_pages
 from rewarm.snapshot.restore import plan
 from rewarm.units import MB
-from rewarm.vmm.machine import Machine
-from rewarm.vmm.qemu import Hardware
+from rewarm.vmm.monitor import Monitor
 from rewarm.vmm.site import Images, Site, survey
 from rewarm.vmm.talk import Talk
 
@@ -44,7 +43,7 @@ Order = Mapping[str, Any]
 class Answered(NamedTuple):
     """A machine that has given its first answer."""
 
-    machine: Machine
+    machine: Monitor
     talk: Talk
     answer: bytes
     first_response_ms: float
@@ -58,9 +57,8 @@ class Bench:
     def __init__(self, site: Site, order: Order) -> None:
         self.site = site
         self.pager: PagerClient | None = None
-        images = Images(Path(order["packages"]), Path(order["function"]), order["memory_bytes"])
-        self.hardware: Hardware = site.hardware(images)
-        self.platform = site.platform(images)
+        self.images = Images(Path(order["packages"]), Path(order["function"]), order["memory_bytes"])
+        self.platform = site.platform(self.images)
         self.load = order["load"]
         self.stages: dict[str, str] = {}  # instance → how far it has come
 
@@ -90,7 +88,7 @@ class Bench:
         async with AsyncExitStack() as stack, asyncio.timeout(_BOOT_S_MAX):
             stack.callback(memory.unlink, missing_ok=True)
             since_s = time.perf_counter()
-            machine = Machine.boot(self.hardware, memory)
+            machine = self.site.boot(self.images, memory)
             stack.push_async_callback(machine.close)  # it ends with the stack, whatever happens
             talk = stack.enter_context(Talk(machine))
             self.stages["boot"] = "boots"
@@ -126,7 +124,7 @@ class Bench:
             raise SystemFault(f"{order['policy']} came down to {ways.policy}")
         ways.begin()
         try:
-            machine = Machine.restore(self.hardware, snapshot.state, ways)
+            machine = self.site.restore(self.images, snapshot, ways)
         finally:
             ways.end()
         stack.push_async_callback(machine.close)
@@ -172,7 +170,7 @@ async def _all_of(starts: list[Coroutine[Any, Any, Answered]]) -> list[Answered]
     return found
 
 
-async def _answered(machine: Machine, talk: Talk, body: str, since_s: float) -> Answered:
+async def _answered(machine: Monitor, talk: Talk, body: str, since_s: float) -> Answered:
     answer = await _ask(talk, body)
     took_ms = (time.perf_counter() - since_s) * 1e3
     return Answered(machine, talk, answer, took_ms, _major_faults(machine.pid), _read_bytes(machine.pid))
@@ -219,7 +217,7 @@ def _opened(order: Order) -> Site:
     """Into the cgroup first: what is started from here on is in it, too."""
     if order["procs"] is not None:
         Path(order["procs"]).write_text(str(os.getpid()), encoding="ascii")
-    return survey(Path(order["home"]))
+    return survey(Path(order["home"]), vmm="qemu")
 
 
 def main() -> int:

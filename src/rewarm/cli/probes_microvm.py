@@ -15,7 +15,7 @@ from rewarm.cli.probes import Check
 from rewarm.errors import SystemFault
 from rewarm.guest.build import GuestFiles, find_guest
 from rewarm.snapshot.restore import Means, detect_means
-from rewarm.vmm.firecracker import available
+from rewarm.vmm.firecracker import usable
 from rewarm.vmm.kvm import verdict
 from rewarm.vmm.qemu import Qemu, find_qemu
 from rewarm.vmm.user import runs_as
@@ -26,14 +26,16 @@ _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin
 
 
 def all_checks(home: Path) -> list[Check]:
-    """The first time after a boot of this machine, where a guest was built, KVM is tried with it: up to 4 s."""
+    """The first time after a boot of this machine, where a guest was built, each monitor tries KVM: up to 4 s."""
     qemu, qemu_check = _qemu()
     guest, guest_check = _guest(home)
     return [qemu_check, guest_check, _accelerator(home, guest, qemu), *_means(), _mke2fs(), _firecracker(home)]
 
 
 def choose_driver(checks: Sequence[Check]) -> str:
-    """What becomes of functions with isolation="microvm"."""
+    """What becomes of functions with isolation="microvm", unless REWARM_VMM of the server says otherwise."""
+    if any(check.key == "microvm_firecracker" and check.ok for check in checks):
+        return 'functions with isolation="microvm" run in Firecracker with kvm, which is experimental'
     for check in checks:
         if check.key in ("microvm_qemu", "microvm_guest", "microvm_accel") and check.ok is None:
             return f'functions with isolation="microvm" cannot run: {check.note}'
@@ -101,6 +103,10 @@ def _mke2fs() -> Check:
 
 
 def _firecracker(home: Path) -> Check:
-    usable, why = available(home)
-    return Check("microvm_firecracker", "micro-VM: Firecracker", True if usable else None, "works" if usable else "off",
-                 f"experimental; {why}")  # fmt: skip
+    key, name = "microvm_firecracker", "micro-VM: Firecracker"
+    try:
+        found = usable(home)
+    except SystemFault as error:
+        return Check(key, name, None, "off", f"experimental; {error.message}")
+    note = f"experimental; {found.path}, used unless REWARM_VMM=qemu, as the server's user without its jailer"
+    return Check(key, name, True, found.version_text, note)

@@ -50,6 +50,7 @@ def command(
         memory_bytes=memory,
         disk_bytes=disk,
         restore=os.environ.get("REWARM_RESTORE", "auto"),
+        vmm=os.environ.get("REWARM_VMM", "auto"),
         keepalive=keepalive,
         drain_s=drain,
         limits=HttpLimits(body_bytes_max=body_limit, connections_max=max_connections),

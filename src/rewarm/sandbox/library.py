@@ -32,12 +32,12 @@ from rewarm.guest.images import blank_image, function_image
 from rewarm.guest.packages import packages_image
 from rewarm.snapshot.manifest import Snapshot, open_snapshot, verify
 from rewarm.snapshot.pager_client import PagerClient
-from rewarm.snapshot.restore import AUTO, POLICIES
+from rewarm.snapshot.restore import AUTO, POLICIES, asks_for_pager
 from rewarm.store.disk import disk_errors
 from rewarm.store.snapshots import Snapshots
 from rewarm.vmm.publishing import Published, UserOrder, in_thread, load_order, publish_lang, publish_user
 from rewarm.vmm.samples import samples_of
-from rewarm.vmm.site import Counts, Images, Site, survey
+from rewarm.vmm.site import VMMS, Counts, Images, Site, survey
 
 log = logging.getLogger("rewarm.sandbox")
 
@@ -75,13 +75,15 @@ class Asset(NamedTuple):
 class Library:
     """One per server; on the event loop's thread, with the slow work in others."""
 
-    def __init__(self, home_dir: Path, shelf: Snapshots, policy: str = "auto") -> None:
+    def __init__(self, home_dir: Path, shelf: Snapshots, policy: str = "auto", vmm: str = "auto") -> None:
         """`policy`: how to restore, one of snapshot.restore.POLICIES, or the best that there are means for (auto).
 
-        Raises BadDefinition for another one.
+        `vmm`: in what, as vmm.site.survey takes it. Raises BadDefinition for another one.
         """
         if policy not in (AUTO, *POLICIES):
             raise BadDefinition(f"REWARM_RESTORE is {AUTO}, {', '.join(POLICIES)}, not {policy!r}")
+        if vmm not in VMMS:
+            raise BadDefinition(f"REWARM_VMM is {', '.join(VMMS)}, not {vmm!r}")
         self.counts = Counts()
         self.lang_there: Callable[[LangKey, int], None] = lambda key, disk_bytes: None  # though nobody raised it
         self.langs_gone: Callable[[list[str]], None] = lambda names: None  # deleted, since no function needs them
@@ -89,6 +91,7 @@ class Library:
         self._home_dir = home_dir
         self._shelf = shelf
         self._policy = policy
+        self._vmm = vmm
         self._site: Site | None = None
         self._closed = False
         self._booting = asyncio.Lock()  # Lang layers
@@ -105,7 +108,7 @@ class Library:
         site = self._site
         if site is None:
             site = await self._once("site", self._survey)
-        if self._policy == "uffd" and site.pager is None and site.means.userfaultfd:
+        if site.pager is None and asks_for_pager(self._policy, site.means):
             pager = PagerClient(self._pager_gone)
             try:
                 pager.start()
@@ -115,8 +118,8 @@ class Library:
         return site
 
     async def _survey(self) -> Site:
-        site = self._site = await asyncio.to_thread(survey, self._home_dir, self._policy, self.counts)
-        log.info("micro-VMs run on %s (%s)", site.accel.name.upper(), site.accel.why)
+        site = self._site = await asyncio.to_thread(survey, self._home_dir, self._policy, self.counts, self._vmm)
+        log.info("micro-VMs run in %s on %s (%s)", site.vmm.path, site.accel.name.upper(), site.accel.why)
         return site
 
     @property
@@ -240,7 +243,7 @@ class Library:
         return await in_thread(facts_of, recipe.digest, snapshot, lang.images)
 
     async def _made(self, recipe: Recipe, order: UserOrder, lang: Asset) -> tuple[Published, Path]:
-        """A snapshot, in its place. Raises SnapshotCorrupt if the Lang layer's was dropped or is of no use to QEMU."""
+        """A snapshot, in its place. Raises SnapshotCorrupt if the Lang layer's was dropped or is of no use."""
         async with self._making:
             if not lang.snapshot.folder.is_dir():  # dropped while this waited
                 lang = await self.lang_for(recipe)

@@ -1,4 +1,4 @@
-"""The micro-VM driver: an instance is a guest restored from a snapshot, in a QEMU process of its own.
+"""The micro-VM driver: an instance is a guest restored from a snapshot, in a machine of its own.
 
 A Lang layer is a snapshot on disk (see `library`), so RaiseLang only makes sure that it is there, and no process stands
 for it. Fork claims it for a function; the machine is spawned by LoadUser, which says what its third drive holds. So
@@ -29,7 +29,7 @@ from rewarm.sandbox.library import Asset, Library, Recipe
 from rewarm.sandbox.port import Node, Sink
 from rewarm.sandbox.waking import USELESS, Start, told, worker_status
 from rewarm.snapshot.restore import plan
-from rewarm.vmm.machine import Machine
+from rewarm.vmm.monitor import Monitor
 from rewarm.vmm.publishing import RESTORE_DEADLINE_S, load_order
 from rewarm.vmm.talk import resume_frame
 
@@ -212,7 +212,7 @@ class MicrovmDriver:
         how = plan(asset.snapshot, site.policy if start.asleep else "lazy", site.means, site.pager)
         how.begin()
         try:
-            machine = Machine.restore(site.hardware(asset.images), asset.snapshot.state, how)
+            machine = site.restore(asset.images, asset.snapshot, how)
         finally:
             how.end()
         counts.restores += 1
@@ -226,8 +226,8 @@ class MicrovmDriver:
         start.deadline = self._loop.call_later(self._restore_deadline_s, self._late, box, start)
         start.watch = self._do(self._watch(box, start, machine))
 
-    async def _watch(self, box: Box, start: Start, machine: Machine) -> None:
-        """QEMU says it if it cannot load the snapshot, and when the guest goes on: then it is told the time."""
+    async def _watch(self, box: Box, start: Start, machine: Monitor) -> None:
+        """Its monitor says it if it cannot load the snapshot, and when the guest goes on: then it is told the time."""
         try:
             await machine.running(2 * self._restore_deadline_s)
             if not box.released:

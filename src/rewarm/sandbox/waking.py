@@ -13,7 +13,7 @@ from rewarm.errors import RewarmError, SandboxFailed, SnapshotCorrupt, SnapshotM
 from rewarm.sandbox.library import Asset, Recipe
 
 if TYPE_CHECKING:
-    from rewarm.vmm.machine import Machine
+    from rewarm.vmm.monitor import Monitor
 
 log = logging.getLogger("rewarm.sandbox")
 
@@ -35,7 +35,7 @@ class Start:
         self.given_up = False  # Destroy came between two machines
         self.error: RewarmError | None = None  # why the machine never ran
         self.asset: Asset | None = None  # what it was restored from
-        self.machine: Machine | None = None
+        self.machine: Monitor | None = None
         self.watch: asyncio.Task[None] | None = None  # sets `error`
         self.deadline: asyncio.TimerHandle | None = None
 

@@ -66,14 +66,14 @@ class LoadingSet(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """The machine that a snapshot needs: digests of the guest's files, the VMM's version, and its hardware."""
+    """The machine that a snapshot needs: digests of the guest's files, the VMM and its version, and its hardware."""
 
     kernel: str
     initrd: str
     rootfs: str
     packages: str
     function: str
-    qemu: str
+    vmm: str  # "QEMU 10.0.2 (Debian …)" | "Firecracker 1.17.0"
     machine: str
     cpu: str
     accel: str
@@ -130,7 +130,7 @@ class Manifest:
             manifest = Manifest(
                 kind=found["kind"],
                 subject=found["subject"],
-                platform=Platform(**found["platform"]),
+                platform=_platform(found["platform"]),
                 parts={name: Part(name, size_bytes, sha256) for name, (size_bytes, sha256) in found["parts"].items()},
                 loading=None if found["loading"] is None else LoadingSet(*found["loading"]),
                 seconds=found["seconds"],
@@ -283,6 +283,14 @@ def _digest(path: Path) -> Part:
     return Part(path.name, size_bytes, digest.hexdigest())
 
 
+def _platform(found: dict[str, Any]) -> Platform:
+    """Raises TypeError."""
+    if "qemu" in found:  # of a rewarm that knew no other VMM
+        found = {**found, "vmm": f"QEMU {found['qemu']}"}
+        del found["qemu"]
+    return Platform(**found)
+
+
 def _check(manifest: Manifest) -> None:
     """What a reader relies on. Raises ValueError."""
     platform = dataclasses.asdict(manifest.platform)
@@ -313,7 +321,7 @@ def _compare(found: Platform, wanted: Platform, folder: Path) -> None:
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= 16 else text[:12] + "…"
+    return text if len(text) <= 20 else text[:12] + "…"
 
 
 def _disk_bytes(folder: Path, manifest: Manifest) -> int:

@@ -10,7 +10,8 @@
                                                             then answers faults                     fd, the pager
 
 `auto` is `layered`, which shares most between clones and leaves no process that can die, or what comes next: each
-policy falls back to the next when its means are missing: uffd → layered → prefetch → lazy.
+policy falls back to the next when its means are missing: uffd → layered → prefetch → lazy. Of Firecracker, which takes
+no shim and speaks to the pager by itself, it is `uffd`, or what comes next.
 
 For recording, and to compare with: `lazy-4k` is `lazy` where each fault fetches its page alone (needs the shim),
 `read-all` reads the whole file before, `cached` is `lazy` of files that the caller has read before its clock started.
@@ -20,7 +21,9 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,10 +31,10 @@ from rewarm.errors import BadDefinition, RewarmError, SnapshotCorrupt, SystemFau
 from rewarm.snapshot.ahead import Readahead, Span
 from rewarm.snapshot.holes import data_extents
 from rewarm.snapshot.manifest import Snapshot
-from rewarm.snapshot.pager_client import PagerClient
+from rewarm.snapshot.pager_client import Listening, PagerClient
 from rewarm.snapshot.regions import PAGE_BYTES, closed
 from rewarm.snapshot.shim import PREFIX, build_shim, preload
-from rewarm.snapshot.uffd import DEVICE, why_not
+from rewarm.snapshot.uffd import DEVICE, why_not, why_not_firecracker
 
 POLICIES = ("lazy", "prefetch", "layered", "uffd")
 EXPERIMENTS = ("lazy-4k", "read-all", "cached")
@@ -50,6 +53,7 @@ class Means(NamedTuple):
     shim: Path | None
     userfaultfd: bool
     why: dict[str, str]
+    connects: bool = False  # the VMM finds the pager by itself, for which QEMU needs the shim
 
 
 def detect_means(cache_dir: Path) -> Means:
@@ -65,14 +69,23 @@ def detect_means(cache_dir: Path) -> Means:
     return Means(shim, reason is None, why)
 
 
+def firecracker_means() -> Means:
+    """The same for Firecracker."""
+    why = {"shim": "Firecracker is one static program, which preloads nothing"}
+    if (reason := why_not_firecracker()) is not None:
+        why["userfaultfd"] = reason
+    return Means(None, reason is None, why, connects=True)
+
+
 class RestorePlan:
     """One restore. `policy` is what it came down to; spawn the VMM with `env` added to its environment and `pass_fds`.
 
     `begin` just before the VMM is spawned, `end` once it is, or will not be. The VMM may run as a user that cannot
     enter the folders of this one: between the two, `env` names files by descriptors that are among `pass_fds`.
+    `listen`, of a VMM that connects to a pager: has one wait at a path, which the VMM's owner closes in the end.
     """
 
-    __slots__ = ("policy", "env", "pass_fds", "memory", "_channel", "_open", "_reads")
+    __slots__ = ("policy", "env", "pass_fds", "memory", "listen", "_channel", "_open", "_reads")
 
     def __init__(
         self,
@@ -81,9 +94,11 @@ class RestorePlan:
         env: dict[str, str],
         reads: tuple[Path, list[Span]] | None,
         channel: socket.socket | None,
+        listen: Callable[[Path], Listening] | None = None,
     ) -> None:
         self.policy = policy
         self.memory = memory
+        self.listen = listen
         self.env = env
         self.pass_fds: tuple[int, ...] = () if channel is None else (channel.fileno(),)
         self._reads = reads
@@ -95,7 +110,7 @@ class RestorePlan:
         for name in _FILES & self.env.keys():
             with suppress(OSError):  # the VMM will say it better
                 self.env[name] = f"/proc/self/fd/{self._hand_over(self.env[name], os.O_RDONLY)}"
-        if self.policy == "uffd":
+        if self._channel is not None:
             with suppress(OSError):  # before Linux 6.1 the shim may do without
                 self.env[f"{PREFIX}UFFD"] = str(self._hand_over(DEVICE, os.O_RDWR))
         if self.policy == "read-all":
@@ -127,19 +142,24 @@ def plan(snapshot: Snapshot, wanted: str, means: Means, pager: PagerClient | Non
     """
     if wanted not in (AUTO, *POLICIES, *EXPERIMENTS):
         raise BadDefinition(f"no restore policy {wanted!r}; there are {', '.join((AUTO, *POLICIES))}")
-    policy = "layered" if wanted == AUTO else wanted
+    policy = _first(wanted, means)
     while not _possible(policy, snapshot, means, pager):
         policy = _NEXT[policy]
     channel: socket.socket | None = None
+    listen: Callable[[Path], Listening] | None = None
     if policy == "uffd":
         assert pager is not None
         try:
-            channel = pager.serve(snapshot)
-        except RewarmError:
+            if means.connects:
+                pager.start()
+                listen = partial(pager.serve_at, snapshot)
+            else:
+                channel = pager.serve(snapshot)
+        except (RewarmError, OSError):
             return plan(snapshot, _NEXT[policy], means)
     try:
-        env = _environment(policy, snapshot, means, channel)
-        return RestorePlan(policy, snapshot.memory, env, _reads(policy, snapshot), channel)
+        env = {} if means.shim is None else _environment(policy, snapshot, means.shim, channel)
+        return RestorePlan(policy, snapshot.memory, env, _reads(policy, snapshot), channel, listen)
     except BaseException as error:
         if channel is not None:
             channel.close()
@@ -148,28 +168,38 @@ def plan(snapshot: Snapshot, wanted: str, means: Means, pager: PagerClient | Non
         raise
 
 
+def asks_for_pager(wanted: str, means: Means) -> bool:
+    """Whether restores by `wanted` are served by a pager here, if there is one."""
+    return means.userfaultfd and _first(wanted, means) == "uffd"
+
+
+def _first(wanted: str, means: Means) -> str:
+    if wanted != AUTO:
+        return wanted
+    return "uffd" if means.connects else "layered"
+
+
 def _possible(policy: str, snapshot: Snapshot, means: Means, pager: PagerClient | None) -> bool:
     if policy in ("lazy", "read-all", "cached"):
         return True
     if policy == "prefetch":
         return snapshot.loading_set is not None
     if policy == "uffd":
-        return means.shim is not None and means.userfaultfd and pager is not None
+        return (means.shim is not None or means.connects) and means.userfaultfd and pager is not None
     return means.shim is not None and (policy == "lazy-4k" or snapshot.loading_set is not None)
 
 
-def _environment(policy: str, snapshot: Snapshot, means: Means, channel: socket.socket | None) -> dict[str, str]:
+def _environment(policy: str, snapshot: Snapshot, shim: Path, channel: socket.socket | None) -> dict[str, str]:
     """What the shim reads; nothing for a policy that does without."""
     if policy not in ("lazy-4k", "layered", "uffd"):
         return {}
-    assert means.shim is not None
     status = os.stat(snapshot.memory)
     settings = {"MODE": policy, "MEMORY": f"{status.st_dev}:{status.st_ino}"}
     if policy == "layered":
         settings |= {"LAYOUT": str(snapshot.layout), "LOADING_SET": str(snapshot.loading_set)}
     elif channel is not None:
         settings |= {"PAGER": str(channel.fileno())}
-    return preload(means.shim, settings)
+    return preload(shim, settings)
 
 
 def _reads(policy: str, snapshot: Snapshot) -> tuple[Path, list[Span]] | None:

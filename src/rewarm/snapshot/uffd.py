@@ -14,7 +14,10 @@ from rewarm.snapshot.regions import PAGE_BYTES
 
 EVENT_PAGEFAULT, EVENT_REMOVE = 0x12, 0x15
 
-_API, _FEATURE_EVENT_REMOVE = 0xAA, 1 << 3
+_API = 0xAA
+_EVENT_REMOVE = 1 << 3
+#: What Firecracker asks for: that, MISSING_HUGETLBFS and WP_ASYNC.
+_FIRECRACKER = _EVENT_REMOVE | 1 << 4 | 1 << 15
 # The ioctls, as include/uapi/linux/userfaultfd.h makes them of 0xAA, a number, and the size of what they take.
 _IOC_NEW = 0xAA00
 _UFFDIO_API, _UFFDIO_UNREGISTER, _UFFDIO_WAKE = 0xC018AA3F, 0x8010AA01, 0x8010AA02
@@ -102,7 +105,7 @@ class Uffd:
         fcntl.ioctl(self._descriptor, _UFFDIO_UNREGISTER, _RANGE.pack(target, size_bytes))
 
 
-def open_uffd() -> int:
+def open_uffd(features: int = _EVENT_REMOVE) -> int:
     """A descriptor for the memory of this process that also sees the faults of system calls. Raises OSError."""
     try:
         device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
@@ -114,7 +117,7 @@ def open_uffd() -> int:
         finally:
             os.close(device)
     try:
-        fcntl.ioctl(descriptor, _UFFDIO_API, bytearray(struct.pack("=3Q", _API, _FEATURE_EVENT_REMOVE, 0)))
+        fcntl.ioctl(descriptor, _UFFDIO_API, bytearray(struct.pack("=3Q", _API, features, 0)))
     except OSError:
         os.close(descriptor)
         raise
@@ -135,17 +138,29 @@ def _system_call() -> int:
 
 def why_not() -> str | None:
     """What keeps this process from using userfaultfd, and what to do; None if nothing does."""
+    found = _why_not(_EVENT_REMOVE)
+    if found is None and os.geteuid() == 0 and not os.path.exists(DEVICE) and not _for_everybody():
+        return f"there is no {DEVICE} (Linux ≥ 6.1), and root's VMMs are not root: set vm.unprivileged_userfaultfd=1"
+    return found
+
+
+def why_not_firecracker() -> str | None:
+    """The same of Firecracker, which opens one by itself and as this user."""
+    return _why_not(_FIRECRACKER)
+
+
+def _why_not(features: int) -> str | None:
     try:
-        descriptor = open_uffd()
+        descriptor = open_uffd(features)
     except OSError as error:
+        if error.errno == errno.EINVAL:
+            return "the userfaultfd of this kernel has not what is asked of it (Firecracker's needs Linux ≥ 6.7)"
         return (
             f"userfaultfd is not available ({error.strerror}): let this user open {DEVICE} (Linux ≥ 6.1), or set "
             "vm.unprivileged_userfaultfd=1"
         )
     with suppress(OSError):
         os.close(descriptor)
-    if os.geteuid() == 0 and not os.path.exists(DEVICE) and not _for_everybody():
-        return f"there is no {DEVICE} (Linux ≥ 6.1), and root's VMMs are not root: set vm.unprivileged_userfaultfd=1"
     return None
 
 

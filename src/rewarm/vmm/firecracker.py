@@ -1,9 +1,10 @@
 """Firecracker instead of QEMU: the same steps, files and pager (experimental: tested against its documented API only).
 
-What differs. It needs KVM. Its guests have no virtio-serial ports but vsock: the host connects to a Unix socket, says
-"CONNECT port\\n" and hears "OK port\\n" once the guest listens. A snapshot ends such connections, and a restored
-machine makes the socket at the path that the first was told; so that is a name in the working directory, of which each
-machine has one of its own. A memory file is written when a snapshot is made; until then memory is anonymous.
+What differs. It needs KVM, and runs as the server's user. Its guests have no virtio-serial ports but vsock: the host
+connects to a Unix socket, says "CONNECT port\\n" and hears "OK port\\n" once the guest listens. A snapshot ends such
+connections, and a restored machine makes the socket, and opens the drives, at the paths that the first was told; so
+those are names in the working directory, of which each machine has one of its own, with links to its drives. A memory
+file is written when a snapshot is made; until then memory is anonymous, or what was restored and stays private.
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ import re
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from rewarm.errors import MicrovmUnavailable, SandboxFailed, SnapshotFailed, SystemFault
-from rewarm.guest import find_guest
+from rewarm.errors import MicrovmUnavailable, SandboxFailed, SnapshotCorrupt, SnapshotFailed
+from rewarm.guest import GuestFiles, find_guest
 from rewarm.vmm import kvm
 from rewarm.vmm.child import Child
-from rewarm.vmm.firecracker_api import FirecrackerApi, FirecrackerError
-from rewarm.vmm.monitor import Monitor, ask_version
-from rewarm.vmm.qemu import Hardware, find_qemu, kernel_words
+from rewarm.vmm.firecracker_api import FirecrackerApi, FirecrackerError, FirecrackerRefusal, config
+from rewarm.vmm.monitor import Monitor, ask_version, quoted
+from rewarm.vmm.qemu import PROBE_MEMORY_BYTES, PROBE_WORDS, Hardware, kernel_words
 
 if TYPE_CHECKING:
+    from rewarm.snapshot.pager_client import Listening
     from rewarm.snapshot.restore import RestorePlan
 
 #: Where a guest listens: for frames, and for whoever reads what its code writes.
@@ -36,47 +39,82 @@ _VSOCK_PORTS = FN_VSOCK_PORT, LOG_VSOCK_PORT = 5001, 5002
 
 _BINARY = "firecracker"
 _VERSION_MIN = (1, 17)  # the first that boots a bzImage, which is what Debian's kernels are
-_VERSION = re.compile(r"v(\d+)\.(\d+)\.\d+")
-_INSTEAD = "it is not packaged by Debian, QEMU is used"
+_VERSION = re.compile(r"v((\d+)\.(\d+)\.\d+)")
+_INSTALL = "Debian has no package of it, its project has releases"
 _GUEST_CID = 3  # the same for all: each machine has a socket of its own
-_API_SOCKET, _VSOCK_SOCKET = "api.sock", "vsock.sock"
+_API_SOCKET, _VSOCK_SOCKET, _PAGER_SOCKET = "api.sock", "vsock.sock", "pager.sock"
 _POLL_S = 0.005
 _CONNECT_WAIT_S = 60.0  # a guest listens once it has booted
 _READ_BYTES = 1 << 16
 
 
-def find_firecracker(binary: str = _BINARY) -> Path:
+class Firecracker(NamedTuple):
+    """One that is new enough. `run_dir`: where each machine makes a folder for its sockets, which goes with it."""
+
+    path: Path
+    version_text: str
+    run_dir: Path
+
+
+def find_firecracker(run_dir: Path, binary: str = _BINARY) -> Firecracker:
     """Blocks for some milliseconds. Raises MicrovmUnavailable: none, too old, broken."""
-    path, match = ask_version(binary, _VERSION, _INSTEAD)
-    if (int(match[1]), int(match[2])) < _VERSION_MIN:
+    path, match = ask_version(binary, _VERSION, _INSTALL)
+    if (int(match[2]), int(match[3])) < _VERSION_MIN:
         oldest = ".".join(map(str, _VERSION_MIN))
-        raise MicrovmUnavailable(f"{path} is {match[0]}, and v{oldest} is needed; {_INSTEAD}")
-    return path
+        raise MicrovmUnavailable(f"{path} is {match[0]}, and v{oldest} is needed; {_INSTALL}")
+    return Firecracker(path, match[1], run_dir)
 
 
-def available(home_dir: Path, binary: str = _BINARY) -> tuple[bool, str]:
-    """Whether Firecracker could be used here, and why (not). Blocks as `kvm.verdict`, whose boot probe has to agree."""
+def usable(home_dir: Path, binary: str = _BINARY) -> Firecracker:
+    """The Firecracker of this machine, if the guest boots in it. Raises MicrovmUnavailable that says why it is off.
+
+    Blocks: at most for 3.5 s, and that only once after a boot of this machine, for each version and kernel.
+    """
+    found = find_firecracker(home_dir / "run", binary)
+    guest = find_guest(home_dir)
+    accel = kvm.proven(
+        home_dir / "microvm" / "accel-firecracker.json",
+        {"firecracker": found.version_text, "kernel": guest.sha256["kernel"]}, lambda: _why_no_boot(found, guest),
+    )  # fmt: skip
+    if accel.name != "kvm":
+        raise MicrovmUnavailable(f"Firecracker needs KVM: {accel.why}")
+    return found
+
+
+def _why_no_boot(firecracker: Firecracker, guest: GuestFiles) -> str | None:
+    """As `kvm.watched`, of a guest in Firecracker. Raises MicrovmUnavailable."""
+    words = f"{kernel_words('kvm')} {PROBE_WORDS}"
     try:
-        found = find_firecracker(binary)
-        why_not = kvm.obstacle()
-        if why_not is not None:
-            return False, f"it needs KVM: {why_not}"
-        accel = kvm.verdict(home_dir, find_guest(home_dir), find_qemu())
-    except SystemFault as error:
-        return False, error.message
-    return (True, str(found)) if accel.name == "kvm" else (False, f"it needs KVM: {accel.why}")
+        with tempfile.TemporaryDirectory(prefix="rewarm-firecracker-") as folder:
+            file = Path(folder, "config.json")
+            file.write_text(config(guest.kernel, guest.initrd, words, PROBE_MEMORY_BYTES), encoding="utf-8")
+            return kvm.watched([str(firecracker.path), "--no-api", "--config-file", str(file)], kvm.PROBE_WAIT_S)
+    except OSError as error:
+        raise MicrovmUnavailable(f"{firecracker.path} cannot be tried: {error}") from error
+
+
+def host_cpu() -> str:
+    """The processor that a snapshot is bound to: guests of Firecracker have the host's. Raises MicrovmUnavailable."""
+    names = ("vendor_id", "cpu family", "model", "stepping")
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").partition("\n\n")[0].splitlines()
+        told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        return "-".join(told[name] for name in names)
+    except (OSError, KeyError) as error:
+        raise MicrovmUnavailable(f"/proc/cpuinfo does not tell what processor this is: {error}") from error
 
 
 class FirecrackerMachine(Monitor):
-    """One micro-VM, with the methods of `machine.Machine`; `fn` and `log_fd` are joined to the guest once it listens.
+    """One micro-VM. `fn` and `log_fd` are joined to the guest once it listens."""
 
-    `run_dir`: where it makes a folder for its sockets, which goes with it.
-    """
-
-    def __init__(self, binary: Path, hw: Hardware, memory: Path, run_dir: Path) -> None:
+    def __init__(
+        self, hw: Hardware, memory: Path, run_dir: Path, listen: Callable[[Path], Listening] | None = None
+    ) -> None:
         """Use `boot` or `restore`."""
+        self.since_s = time.monotonic()
         self._hw = hw
         self._memory = memory
+        self._refusal = ""  # what went wrong on its way up
         self._up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         with contextlib.ExitStack() as own, contextlib.ExitStack() as on_error:
             try:
@@ -84,13 +122,16 @@ class FirecrackerMachine(Monitor):
                 own.callback(shutil.rmtree, folder, ignore_errors=True)
                 self._folder_fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 own.callback(os.close, self._folder_fd)
+                for name, drive in self._drives():
+                    Path(folder, name).symlink_to(drive.absolute())
+                if listen is not None:
+                    own.callback(listen(Path(self._reach(_PAGER_SOCKET))).close)
                 near, self._far = zip(*(socket.socketpair() for _ in _VSOCK_PORTS), strict=True)
                 for end in near:
                     on_error.enter_context(end).setblocking(False)
                 for end in self._far:
                     own.enter_context(end).setblocking(False)
-                words = [str(binary), "--api-sock", _API_SOCKET, "--id", folder.name]
-                child = Child(words, {}, (), folder)
+                child = Child([str(hw.binary), "--api-sock", _API_SOCKET], {}, (), folder)
             except OSError as error:
                 raise SandboxFailed(f"no process for a micro-VM: {error}") from error
             on_error.pop_all()
@@ -99,37 +140,34 @@ class FirecrackerMachine(Monitor):
         self._api = FirecrackerApi(self._reach(_API_SOCKET))
 
     @classmethod
-    def boot(cls, binary: Path, hw: Hardware, memory: Path, run_dir: Path) -> FirecrackerMachine:
+    def boot(cls, hw: Hardware, memory: Path, run_dir: Path) -> FirecrackerMachine:
         """Start a guest; `snapshot` writes its memory to `memory`. Returns at once. Raises SandboxFailed."""
-        machine = cls(binary, hw, memory, run_dir)
+        machine = cls(hw, memory, run_dir)
         machine._begin(machine._boot)
         return machine
 
     @classmethod
     def restore(
-        cls, binary: Path, hw: Hardware, state: Path, plan: RestorePlan, run_dir: Path,
-        copy: Path | None = None, pager_socket: Path | None = None,
-    ) -> FirecrackerMachine:  # fmt: skip
+        cls, hw: Hardware, state: Path, plan: RestorePlan, run_dir: Path, copy: Path | None = None
+    ) -> FirecrackerMachine:
         """Start from a snapshot; `running` tells when it does. The caller begins and ends the plan.
 
-        `pager_socket`: where a pager listens that fills the memory; otherwise it is mapped from the plan's file. A
-        snapshot of it is written to `copy`. Returns at once. Raises SandboxFailed.
+        A snapshot of it is written to `copy`. Returns at once. Raises SandboxFailed.
         """
-        machine = cls(binary, hw, copy or plan.memory, run_dir)
-        machine._begin(functools.partial(machine._restore, state, plan.memory, pager_socket))
+        machine = cls(hw, copy or plan.memory, run_dir, plan.listen)
+        memory = plan.memory if plan.listen is None else _PAGER_SOCKET
+        machine._begin(functools.partial(machine._restore, state, memory))
         return machine
 
     async def running(self, timeout_s: float = 10.0) -> None:
-        """Returns once the guest runs and was reached. Raises SandboxFailed, with what Firecracker said; `close` it."""
         try:
             await asyncio.wait_for(asyncio.shield(self._up), timeout_s)
         except TimeoutError:
             raise SandboxFailed(f"a micro-VM did not wake within {timeout_s:g} s: {self.last_words()}") from None
-        except FirecrackerError as error:
-            raise SandboxFailed(f"a micro-VM did not wake: {error} {self.last_words()}") from None
+        except FirecrackerError:
+            raise SandboxFailed(f"a micro-VM did not wake: {self.last_words() or 'it has ended'}") from None
 
     async def snapshot(self, state: Path, timeout_s: float = 30.0) -> None:
-        """Save the guest's state in `state` and its memory, and end the machine. Raises SnapshotFailed; `close` it."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._api.pause()
@@ -149,7 +187,7 @@ class FirecrackerMachine(Monitor):
     async def _live(self, steps: Callable[[], Awaitable[None]]) -> None:
         """Come up, then carry bytes between the guest's ports and ours; ours hear the end."""
         guest: list[socket.socket] = []
-        error: BaseException | None = FirecrackerError("it has ended;")
+        error: Exception | None = FirecrackerError("it has ended")
         try:
             await steps()
             for port in _VSOCK_PORTS:
@@ -157,8 +195,8 @@ class FirecrackerMachine(Monitor):
             error = None
             self._up.set_result(None)
             await asyncio.gather(*map(_join, guest, self._far))
-        except FirecrackerError as refusal:
-            error = refusal
+        except (FirecrackerError, SnapshotCorrupt) as refusal:
+            error, self._refusal = refusal, str(refusal)
         finally:
             for end in (*guest, *self._far):
                 end.close()
@@ -172,17 +210,24 @@ class FirecrackerMachine(Monitor):
         await self._listening()
         await api.boot_source(hw.kernel, hw.initrd, kernel_words("kvm", hw.packages))
         await api.machine_config(hw.memory_bytes)
-        for number, drive in enumerate(hw.drives):
-            await api.drive(f"drive{number}", drive)
+        for name, _ in self._drives():
+            await api.drive(name)
         await api.vsock(_GUEST_CID, _VSOCK_SOCKET)
         await api.start()
 
-    async def _restore(self, state: Path, memory: Path, pager_socket: Path | None) -> None:
+    async def _restore(self, state: Path, memory: Path | str) -> None:
+        """`memory`: its file, or the socket of who fills it. Raises SnapshotCorrupt, too."""
         await self._listening()
-        await self._api.load_snapshot(state, memory, pager_socket)
-        for number, drive in enumerate(self._hw.drives):
-            await self._api.change_drive(f"drive{number}", drive)
-        await self._api.resume()
+        try:
+            await self._api.load_snapshot(state, memory)
+        except FirecrackerRefusal as refusal:
+            if isinstance(memory, str):
+                raise  # perhaps it is about the pager
+            raise SnapshotCorrupt(f"{state} is damaged or of another machine: {refusal}") from refusal
+
+    def _drives(self) -> list[tuple[str, Path]]:
+        """By their names in its folder, in their order."""
+        return [(f"drive{number}", drive) for number, drive in enumerate(self._hw.drives)]
 
     async def _listening(self) -> None:
         """Returns once the API's socket is there."""
@@ -227,7 +272,7 @@ class FirecrackerMachine(Monitor):
                 return await attempt()
             except OSError:
                 await asyncio.sleep(_POLL_S)
-        raise FirecrackerError(f"{what} was not there;")
+        raise FirecrackerError(f"{what} was not there")
 
     def _reach(self, name: str) -> str:
         """A path to a socket in its folder that is short enough for the kernel, wherever that is."""
@@ -247,13 +292,11 @@ class FirecrackerMachine(Monitor):
 
     @property
     def console(self) -> str:
-        """The first 4 KiB and the last 2 of what Firecracker and the guest's console wrote."""
         return self._child.output
 
     def last_words(self) -> str:
-        """The last line of those; empty if there is none."""
         lines = [line.strip() for line in self.console.splitlines() if line.strip()]
-        return (lines or [""])[-1]
+        return "; ".join(filter(None, (self._refusal, *map(quoted, lines[-1:]))))
 
 
 async def _join(one: socket.socket, other: socket.socket) -> None:

@@ -1,7 +1,8 @@
 """Firecracker's HTTP API over its Unix socket, as far as a micro-VM that sleeps needs it.
 
 The requests are those of its specification (src/firecracker/swagger/firecracker.yaml, 1.17): a PUT or PATCH with a JSON
-body is answered by 204, or by a status from 400 up and {"fault_message": why}.
+body is answered by 204, or by a status from 400 up and {"fault_message": why}. Paths are made absolute, since
+Firecracker has a working directory of its own; what is a name here (of a drive, of a socket) is one in that.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ _ANSWER_BYTES_MAX = 1 << 16
 
 
 class FirecrackerError(Exception):
-    """Firecracker refused a request, or hung up."""
+    """Firecracker does not do as it is asked: it hung up, or there is nobody."""
+
+
+class FirecrackerRefusal(FirecrackerError):
+    """It answered so."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -42,21 +47,16 @@ class FirecrackerApi:
         self._path = path
 
     async def boot_source(self, kernel: Path, initrd: Path, words: str) -> None:
-        body = {"kernel_image_path": str(kernel), "initrd_path": str(initrd), "boot_args": words}
-        await self._call("PUT", "/boot-source", body)
+        await self._call("PUT", "/boot-source", _boot_source(kernel, initrd, words))
 
     async def machine_config(self, memory_bytes: int) -> None:
         """One processor."""
-        await self._call("PUT", "/machine-config", {"vcpu_count": 1, "mem_size_mib": memory_bytes >> 20})
+        await self._call("PUT", "/machine-config", _machine_config(memory_bytes))
 
-    async def drive(self, name: str, path: Path) -> None:
-        """One more drive, read-only. The guest sees them in the order of these calls."""
-        body = {"drive_id": name, "path_on_host": str(path), "is_root_device": False, "is_read_only": True}
+    async def drive(self, name: str) -> None:
+        """One more drive, read-only: the file `name`. The guest sees them in the order of these calls."""
+        body = {"drive_id": name, "path_on_host": name, "is_root_device": False, "is_read_only": True}
         await self._call("PUT", f"/drives/{name}", body)
-
-    async def change_drive(self, name: str, path: Path) -> None:
-        """Another file for a drive of a machine that exists already."""
-        await self._call("PATCH", f"/drives/{name}", {"drive_id": name, "path_on_host": str(path)})
 
     async def vsock(self, guest_cid: int, path: str) -> None:
         """`path`: of the socket by which the host connects to the guest's ports; a snapshot remembers it."""
@@ -68,20 +68,17 @@ class FirecrackerApi:
     async def pause(self) -> None:
         await self._call("PATCH", "/vm", {"state": "Paused"})
 
-    async def resume(self) -> None:
-        await self._call("PATCH", "/vm", {"state": "Resumed"})
-
     async def create_snapshot(self, state: Path, memory: Path) -> None:
         """Of a machine that is paused."""
-        body = {"snapshot_type": "Full", "snapshot_path": str(state), "mem_file_path": str(memory)}
+        body = {"snapshot_type": "Full", "snapshot_path": _named(state), "mem_file_path": _named(memory)}
         await self._call("PUT", "/snapshot/create", body)
 
-    async def load_snapshot(self, state: Path, memory: Path, pager_socket: Path | None) -> None:
-        """The machine is paused then; its memory is mapped from `memory`, or filled by a pager that listens."""
-        backend = ("File", memory) if pager_socket is None else ("Uffd", pager_socket)
+    async def load_snapshot(self, state: Path, memory: Path | str) -> None:
+        """The guest runs then; its memory is mapped from a file, or filled by a pager that listens at a socket."""
+        backend = ("File", _named(memory)) if isinstance(memory, Path) else ("Uffd", memory)
         body = {
-            "snapshot_path": str(state), "resume_vm": False,
-            "mem_backend": {"backend_type": backend[0], "backend_path": str(backend[1])},
+            "snapshot_path": _named(state), "resume_vm": True,
+            "mem_backend": {"backend_type": backend[0], "backend_path": backend[1]},
         }  # fmt: skip
         await self._call("PUT", "/snapshot/load", body)
 
@@ -103,4 +100,22 @@ class FirecrackerApi:
                 why = str(json.loads(said)["fault_message"])
             except (ValueError, LookupError, TypeError):
                 why = f"status {answer.status}"
-            raise FirecrackerError(f"{method} {path}: {why}")
+            raise FirecrackerRefusal(f"{method} {path}: {why}")
+
+
+def config(kernel: Path, initrd: Path, words: str, memory_bytes: int) -> str:
+    """What `--config-file` takes: a machine without drives, which boots at once."""
+    boot, machine = _boot_source(kernel, initrd, words), _machine_config(memory_bytes)
+    return json.dumps({"boot-source": boot, "machine-config": machine, "drives": []})
+
+
+def _boot_source(kernel: Path, initrd: Path, words: str) -> dict[str, Any]:
+    return {"kernel_image_path": _named(kernel), "initrd_path": _named(initrd), "boot_args": words}
+
+
+def _machine_config(memory_bytes: int) -> dict[str, Any]:
+    return {"vcpu_count": 1, "mem_size_mib": memory_bytes >> 20}
+
+
+def _named(path: Path) -> str:
+    return str(path.absolute())

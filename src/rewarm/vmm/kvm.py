@@ -1,8 +1,9 @@
 """Whether KVM can run our guest. The only proof is a boot of the guest's own kernel.
 
 There are hosts whose /dev/kvm opens, tells the right version and runs test code, and on which no stock kernel gets to
-its first line (nested virtualisation without the hardware's help). So a guest is booted once, and what came of it is
-kept in home/microvm/accel.json: {"boot", "qemu", "kernel": what it holds for, "name", "why"}.
+its first line (nested virtualisation without the hardware's help). So a guest is booted once, by the monitor that is to
+run it, and what came of it is kept in home/microvm/accel.json (Firecracker's: accel-firecracker.json): {"boot", "qemu"
+or "firecracker", "kernel": what it holds for, "name", "why"}.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import platform
 import select
 import signal
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +30,7 @@ from rewarm.vmm.user import take_uid
 
 _KVM_GET_API_VERSION = 0xAE00
 _API_VERSION = 12  # the only one there has been since Linux 2.6.22
-_PROBE_WAIT_S = 3.0
+PROBE_WAIT_S = 3.0
 _READ_BYTES = 1 << 16
 _STARTS_USERSPACE = b"Run /init as init process"  # the kernel has come up
 
@@ -41,17 +43,23 @@ class Accel(NamedTuple):
 
 
 def verdict(home_dir: Path, guest: GuestFiles, qemu: Qemu) -> Accel:
-    """Blocks: at most for 3.5 s, and that only once after a boot of this machine, for each QEMU and guest kernel."""
-    why_not = obstacle()
-    if why_not is not None:
-        found = Accel("tcg", why_not)
-    else:
-        holds_for = {"boot": _boot_id(), "qemu": qemu.version_text, "kernel": guest.sha256["kernel"]}
-        path = home_dir / "microvm" / "accel.json"
-        found = _remembered(path, holds_for) or _probed(path, holds_for, guest, qemu)
+    """QEMU's. Blocks: at most for 3.5 s, and that only once after a boot of this machine, for each QEMU and kernel."""
+    found = proven(
+        home_dir / "microvm" / "accel.json", {"qemu": qemu.version_text, "kernel": guest.sha256["kernel"]},
+        lambda: why_no_boot(qemu, guest.kernel, guest.initrd, "kvm", PROBE_WAIT_S),
+    )  # fmt: skip
     if found.name == "tcg":
         host_tsc_khz()  # which a boot will ask for, on the event loop
     return found
+
+
+def proven(note: Path, holds_for: dict[str, str], attempt: Callable[[], str | None]) -> Accel:
+    """Named "kvm" if a guest boots with it: `attempt` does that, or says why not, unless the file `note` tells."""
+    why_not = obstacle()
+    if why_not is not None:
+        return Accel("tcg", why_not)
+    holds_for = {"boot": _boot_id(), **holds_for}
+    return _remembered(note, holds_for) or _probed(note, holds_for, attempt())
 
 
 def obstacle() -> str | None:
@@ -92,8 +100,7 @@ def _remembered(path: Path, holds_for: dict[str, str]) -> Accel | None:
     return None
 
 
-def _probed(path: Path, holds_for: dict[str, str], guest: GuestFiles, qemu: Qemu) -> Accel:
-    fault = why_no_boot(qemu, guest.kernel, guest.initrd, "kvm", _PROBE_WAIT_S)
+def _probed(path: Path, holds_for: dict[str, str], fault: str | None) -> Accel:
     modules = " ".join(sorted(module.name for module in Path("/sys/module").glob("kvm_*")))
     found = Accel("tcg", f"{KVM_DEVICE} is there ({modules}), but {fault}") if fault else Accel("kvm", "a guest booted")
     with contextlib.suppress(OSError):  # then it is found out again next time
@@ -105,24 +112,34 @@ def _probed(path: Path, holds_for: dict[str, str], guest: GuestFiles, qemu: Qemu
 
 
 def why_no_boot(qemu: Qemu, kernel: Path, initrd: Path, accel: str, wait_s: float) -> str | None:
-    """Boot a guest until it starts its first program, then kill it. None, or what is wrong. Blocks up to `wait_s`."""
-    console, far_end = os.pipe2(os.O_CLOEXEC)
+    """As `watched`, of a guest in QEMU. Raises SystemFault."""
+    uid = take_uid()
     try:
-        uid = take_uid()
         with Handed(uid) as handed:
             files = handed.file(kernel), handed.file(initrd)
             words = probe_command(qemu, *files, accel, handed.kvm(accel))
-            pid = spawn(words, {}, handed.fds, far_end, uid=uid)
+            return watched(words, wait_s, handed.fds, uid)
     except OSError as error:
-        os.close(console)
         raise SystemFault(f"no process for a micro-VM: {error}") from error
-    finally:
-        os.close(far_end)
+
+
+def watched(words: Sequence[str], wait_s: float, pass_fds: Sequence[int] = (), uid: int | None = None) -> str | None:
+    """Start a monitor whose guest boots, until that starts its first program, then kill it. None, or what is wrong.
+
+    Blocks up to `wait_s`. Raises OSError if there can be no process.
+    """
+    console, far_end = os.pipe2(os.O_CLOEXEC)
     try:
-        return _watch(console, time.monotonic() + wait_s, wait_s)
+        try:
+            pid = spawn(words, {}, pass_fds, far_end, uid=uid)
+        finally:
+            os.close(far_end)
+        try:
+            return _watch(console, time.monotonic() + wait_s, wait_s)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
     finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
         os.close(console)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rewarm.errors import SandboxFailed, SnapshotCorrupt, SnapshotFailed
 from rewarm.vmm.child import Child
 from rewarm.vmm.handed import Handed
-from rewarm.vmm.monitor import Monitor
+from rewarm.vmm.monitor import Monitor, quoted
 from rewarm.vmm.qemu import Ends, Hardware, command
 from rewarm.vmm.qmp import Command, Qmp, QmpError
 from rewarm.vmm.user import take_uid
@@ -29,7 +29,6 @@ _UNREADABLE = ("load of migration failed", "error while loading state", "migrati
 _COMPLAINT = re.compile(r"qemu[\w-]*: (?!warning: )")
 _COMPLAINTS_MAX = 3  # the cause comes before what follows from it
 _LAST_WORDS_WAIT_S = 1.0
-_QUOTED_CHARS_MAX = 300
 _COMPLAINT_CHARS_MAX = 1000  # it comes behind the option that it is about
 _CAPABILITIES: Command = ("qmp_capabilities", {})
 
@@ -44,11 +43,6 @@ def _migration(name: str, state: Path) -> list[Command]:
     ]
 
 
-def quoted(line: str, chars_max: int = _QUOTED_CHARS_MAX) -> str:
-    """What a guest wrote, fit to stand in a message."""
-    return "".join(letter for letter in line[: 2 * chars_max] if letter.isprintable())[:chars_max]
-
-
 class Machine(Monitor):
     """Lives on the event loop's thread: QEMU is killed when the thread that starts it ends, as it does with the server.
 
@@ -60,7 +54,7 @@ class Machine(Monitor):
         env: Mapping[str, str] | None = None, pass_fds: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
         """Use `boot` or `restore`."""
-        self.since_s = time.monotonic()  # when it was begun
+        self.since_s = time.monotonic()
         self.uid = take_uid()
         self._memory = memory
         self._state = state
@@ -127,11 +121,6 @@ class Machine(Monitor):
         return SandboxFailed(f"no process for a micro-VM: {error}")
 
     async def running(self, timeout_s: float = 10.0) -> None:
-        """Returns once a restored guest runs. A machine that failed here is of no use: `close` it.
-
-        Raises SnapshotCorrupt if QEMU cannot make anything of the snapshot's files, else SandboxFailed; both say what
-        QEMU said.
-        """
         try:
             async with asyncio.timeout(timeout_s):
                 for answer in self._answers:
@@ -196,11 +185,9 @@ class Machine(Monitor):
 
     @property
     def console(self) -> str:
-        """The first 4 KiB and the last 2 of what QEMU and the guest's console wrote."""
         return self._handed.told(self._child.output)
 
     def last_words(self) -> str:
-        """One line: what QEMU complained about, else the last of the guest's console; empty if there is neither."""
         lines = [line.strip() for line in self.console.splitlines() if line.strip()]
         complaints = [line.partition(": ")[2] for line in lines if _COMPLAINT.match(line)][-_COMPLAINTS_MAX:]
         told = [quoted(complaint, _COMPLAINT_CHARS_MAX) for complaint in complaints]

@@ -9,6 +9,8 @@ Both leave finished files in a folder of the caller's, who places it. Every wait
 come up by then is killed and tried again, at most `RETRIES` times (2 of 35 boots under TCG hang), and both are counted.
 
 QEMU writes the guest's memory through a shared mapping, so where the disk is full it ends by SIGBUS, whatever it does.
+Firecracker writes it when it takes the snapshot, zeros and all, and says so. Its faults cannot be made 4 KiB without
+the shim; then more pages count as touched than were, never fewer: a wake reads more than it has to.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from rewarm.errors import FunctionError, FunctionTimeout, SandboxFailed, Snapsho
 from rewarm.facts.function import FunctionSpec
 from rewarm.snapshot import holes, loading, manifest, record, restore
 from rewarm.snapshot.manifest import Snapshot
-from rewarm.vmm.machine import Machine, quoted
+from rewarm.vmm.monitor import Monitor, quoted
 from rewarm.vmm.site import Images, Site
 from rewarm.vmm.talk import Talk
 
@@ -80,12 +82,12 @@ async def publish_lang(site: Site, subject: str, images: Images, folder: Path) -
     """
     since_s = time.monotonic()
     memory = folder / manifest.MEMORY_NAME
-    check_room(folder, min(_BOOT_BYTES, images.memory_bytes))
+    check_room(folder, _room_bytes(site, images, _BOOT_BYTES))
 
     async def boot() -> float:
         memory.unlink(missing_ok=True)
         site.counts.boots += 1
-        machine = Machine.boot(site.hardware(images), memory)
+        machine = site.boot(images, memory)
         try:
             async with _in_room(machine, memory):
                 with Talk(machine) as talk:
@@ -115,7 +117,7 @@ async def publish_user(
     """
     since_s = time.monotonic()
     memory = folder / manifest.MEMORY_NAME
-    check_room(folder, min(lang.disk_bytes, images.memory_bytes))
+    check_room(folder, _room_bytes(site, images, lang.disk_bytes))
     async with restored(site, lang, images, "publishing", "lazy", memory=memory) as (machine, talk):
         async with _limit(LOAD_DEADLINE_S, f"{order.spec.name!r} was not loaded"):
             await talk.load(order.load)
@@ -165,19 +167,19 @@ async def _timed(site: Site, snapshot: Snapshot, images: Images, order: UserOrde
 @asynccontextmanager
 async def restored(
     site: Site, snapshot: Snapshot, images: Images, instance: str, policy: str, *, memory: Path | None = None
-) -> AsyncIterator[tuple[Machine, Talk]]:  # fmt: skip
+) -> AsyncIterator[tuple[Monitor, Talk]]:  # fmt: skip
     """A guest from `snapshot` that was RESUMED as `instance`; it is killed at the end.
 
-    With `memory`, where a copy of the snapshot's is made that it may write to, it can be made a snapshot of in turn.
+    With `memory`, the file where its own will be, it can be made a snapshot of in turn.
     """
 
-    async def up() -> tuple[Machine, Talk]:
-        if memory is not None:
+    async def up() -> tuple[Monitor, Talk]:
+        if memory is not None and site.lives_in_file:
             await in_thread(copy_sparse, snapshot.memory, memory)  # each time: one that was killed has written to it
         plan = restore.plan(snapshot, policy, site.means, site.pager)
         plan.begin()
         try:
-            machine = Machine.restore(site.hardware(images), snapshot.state, plan, memory)
+            machine = site.restore(images, snapshot, plan, memory)
         finally:
             plan.end()
         site.counts.restores += 1
@@ -203,6 +205,11 @@ async def restored(
         await machine.close()
 
 
+def _room_bytes(site: Site, images: Images, written_bytes: int) -> int:
+    """What a memory file takes at first, of a guest that has written so much."""
+    return min(written_bytes, images.memory_bytes) if site.lives_in_file else images.memory_bytes
+
+
 def check_room(folder: Path, need_bytes: int) -> None:
     """Raises SnapshotFailed if the disk of `folder` has not even so much left."""
     try:
@@ -216,7 +223,7 @@ def check_room(folder: Path, need_bytes: int) -> None:
 
 
 @asynccontextmanager
-async def _in_room(machine: Machine, memory: Path | None) -> AsyncIterator[None]:
+async def _in_room(machine: Monitor, memory: Path | None) -> AsyncIterator[None]:
     """Says SnapshotFailed of a machine that ended because there was no room in the file `memory`."""
     try:
         yield

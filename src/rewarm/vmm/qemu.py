@@ -27,12 +27,13 @@ _BINARY = "qemu-system-x86_64"
 _VERSION_MIN = (8, 2)  # the first with a `file:` migration that `-sandbox` allows
 _VERSION = re.compile(r"version (\d+)\.(\d+)(?:\.(\d+))?[^\s(]*(?: \(([^)\n]*)\))?")
 _INSTALL = "install it with: make system-deps"
-_PROBE_MEMORY_BYTES = 256 << 20
+#: What boots to see whether it does, and tells of its way on the console.
+PROBE_MEMORY_BYTES, PROBE_WORDS = 256 << 20, "earlyprintk=ttyS0 ignore_loglevel"
 # init_on_free: pages that the guest has freed are zero, so the snapshot has holes there (FaaSnap's sanitising).
 # The second line: what a guest has no use for, and would do at every wake and every few seconds after it.
 _KERNEL_WORDS = (
     "console=ttyS0 quiet reboot=t panic=-1 cryptomgr.notests init_on_alloc=0 init_on_free=1 "
-    "psi=0 cgroup_disable=memory lsm= sysctl.vm.compaction_proactiveness=0"
+    "psi=0 cgroup_disable=memory lsm= sysctl.vm.compaction_proactiveness=0 sysctl.vm.stat_interval=3600"
 )
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -73,7 +74,7 @@ class Hardware:
     drives: tuple[Path, ...]
     memory_bytes: int
     accel: str  # "kvm" | "tcg"
-    qemu: Qemu
+    binary: Path  # of the monitor
     cpu: str = CPU
     packages: tuple[str, ...] = ()  # what the guest imports when it boots
 
@@ -121,7 +122,7 @@ def command(
     if not shared:
         backend |= {"readonly": True, "rom": "off"}
     words = [
-        *_bare(hw.qemu, hw.accel, hw.cpu, hw.memory_bytes, kvm_fd),
+        *_bare(hw.binary, hw.accel, hw.cpu, hw.memory_bytes, kvm_fd),
         "-object", json.dumps(backend), "-machine", "memory-backend=ram",
         "-kernel", str(hw.kernel), "-initrd", str(hw.initrd), "-append", kernel_words(hw.accel, hw.packages),
     ]  # fmt: skip
@@ -140,17 +141,17 @@ def command(
 def probe_command(qemu: Qemu, kernel: Path, initrd: Path, accel: str, kvm_fd: int | None = None) -> list[str]:
     """The words that boot a guest without drives and ports, which talks on stdout from its first line on."""
     return [
-        *_bare(qemu, accel, CPU, _PROBE_MEMORY_BYTES, kvm_fd), "-kernel", str(kernel), "-initrd", str(initrd),
-        "-append", f"{kernel_words(accel)} earlyprintk=ttyS0 ignore_loglevel",
+        *_bare(qemu.path, accel, CPU, PROBE_MEMORY_BYTES, kvm_fd), "-kernel", str(kernel), "-initrd", str(initrd),
+        "-append", f"{kernel_words(accel)} {PROBE_WORDS}",
     ]  # fmt: skip
 
 
-def _bare(qemu: Qemu, accel: str, cpu: str, memory_bytes: int, kvm_fd: int | None) -> list[str]:
+def _bare(binary: Path, accel: str, cpu: str, memory_bytes: int, kvm_fd: int | None) -> list[str]:
     """A machine with nothing in it but a console."""
     device = [] if kvm_fd is None else ["-add-fd", f"fd={kvm_fd},set=1"]
     accelerator = accel if kvm_fd is None else f"{accel},device=/dev/fdset/1"
     return [
-        str(qemu.path), *device, "-M", "microvm", "-accel", accelerator, "-cpu", cpu, "-smp", "1",
+        str(binary), *device, "-M", "microvm", "-accel", accelerator, "-cpu", cpu, "-smp", "1",
         "-m", f"{memory_bytes}B", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
         "-sandbox", _SANDBOX, "-chardev", "file,id=console,path=/proc/self/fd/1", "-serial", "chardev:console",
     ]  # fmt: skip

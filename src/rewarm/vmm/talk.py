@@ -13,7 +13,7 @@ import orjson
 
 from rewarm import wire
 from rewarm.errors import RewarmError, SandboxFailed, from_code
-from rewarm.vmm.machine import Machine, quoted
+from rewarm.vmm.monitor import Monitor, quoted
 
 _READ_BYTES = 1 << 16
 _LOG_TAIL_BYTES = 1 << 16
@@ -45,7 +45,7 @@ class Talk:
     Every wait is the caller's to bound (`asyncio.timeout`). It listens until `close`.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Monitor) -> None:
         self.log = b""  # the last of what it wrote
         self._machine = machine
         self._loop = asyncio.get_running_loop()

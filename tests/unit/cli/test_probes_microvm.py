@@ -52,6 +52,21 @@ def test_tcg_is_no_boundary_and_kvm_is_not_belittled() -> None:
     assert probes_microvm.choose_driver(found("kvm")) == 'functions with isolation="microvm" run in QEMU with kvm'
 
 
+def test_firecracker_says_why_it_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = probes_microvm.all_checks(tmp_path / "home")[-1]
+    assert (check.ok, check.value) == (None, "off")
+    assert check.note.startswith("experimental; there is no firecracker")
+
+
+def test_firecracker_is_used_where_it_works_and_needs_no_qemu() -> None:
+    checks = [*found("tcg", qemu=None), Check("microvm_firecracker", "Firecracker", True, "1.17.0")]
+    told = 'functions with isolation="microvm" run in Firecracker with kvm, which is experimental'
+    assert probes_microvm.choose_driver(checks) == told
+    off = Check("microvm_firecracker", "Firecracker", None, "off")
+    assert "QEMU" in probes_microvm.choose_driver([*found("kvm"), off])
+
+
 def test_what_is_missing_comes_first() -> None:
     told = probes_microvm.choose_driver(found("tcg", qemu=None))
     assert told == 'functions with isolation="microvm" cannot run: there is no QEMU; make system-deps'

@@ -46,7 +46,7 @@ def sample() -> bytes:
 @pytest.fixture(scope="session")
 def platform() -> Platform:
     return Platform(
-        kernel="k" * 64, initrd="i" * 64, rootfs="r" * 64, packages="p", function="f", qemu="10.0.2",
+        kernel="k" * 64, initrd="i" * 64, rootfs="r" * 64, packages="p", function="f", vmm="QEMU 10.0.2",
         machine="microvm", cpu="Nehalem", accel="tcg", memory_bytes=MEMORY_PAGES * PAGE_BYTES,
     )  # fmt: skip
 

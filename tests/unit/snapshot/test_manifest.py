@@ -86,6 +86,16 @@ def test_another_machine_is_refused_by_name(make: Make, platform: Platform, fiel
     assert platform.differences(other) == (field,)
 
 
+def test_one_from_before_there_was_another_vmm(make: Make, platform: Platform) -> None:
+    path = make().folder / "manifest.json"
+    fields = json.loads(path.read_bytes())["manifest"]
+    del fields["platform"]["vmm"]
+    fields["platform"]["qemu"] = "10.0.2"
+    path.chmod(0o644)
+    path.write_bytes(signed(fields))
+    assert open_snapshot(path.parent, platform).manifest.platform == platform
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "state", "memory", "loading-set", "layout"])
 def test_a_missing_file_is_named(make: Make, name: str) -> None:
     snapshot = make()

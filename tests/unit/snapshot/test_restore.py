@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from rewarm.errors import BadDefinition, SnapshotCorrupt
 from rewarm.snapshot.manifest import Snapshot
 from rewarm.snapshot.pager_client import PagerClient
 from rewarm.snapshot.record import cached_pages
-from rewarm.snapshot.restore import EXPERIMENTS, POLICIES, Means, RestorePlan, plan
+from rewarm.snapshot.restore import EXPERIMENTS, POLICIES, Means, RestorePlan, asks_for_pager, firecracker_means, plan
 
 Make = Callable[..., Snapshot]
 Cold = Callable[[Snapshot], None]
@@ -23,6 +24,7 @@ SHIM = Path("/nowhere/shim.so")
 ALL = Means(SHIM, True, {})
 NO_SHIM = Means(None, True, {"shim": "no compiler"})
 NO_UFFD = Means(SHIM, False, {"userfaultfd": "not allowed"})
+FIRECRACKER = Means(None, True, {"shim": "static"}, connects=True)
 
 
 @pytest.fixture
@@ -51,6 +53,10 @@ async def pager() -> AsyncIterator[PagerClient]:
         ("lazy-4k", NO_SHIM, True, "lazy"),
         ("read-all", NO_SHIM, True, "read-all"),
         ("cached", NO_SHIM, True, "cached"),
+        ("auto", FIRECRACKER, True, "prefetch"),  # nobody brought a pager
+        ("auto", FIRECRACKER, False, "lazy"),
+        ("layered", FIRECRACKER, True, "prefetch"),
+        ("lazy-4k", FIRECRACKER, True, "lazy"),
     ],
 )
 def test_a_policy_falls_back_to_what_there_are_means_for(
@@ -74,6 +80,38 @@ async def test_with_a_pager(make: Make, pager: PagerClient, means: Means, policy
     for number in fds:
         with pytest.raises(OSError):
             os.fstat(number)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "uffd"])
+async def test_a_vmm_that_connects_is_waited_for(make: Make, pager: PagerClient, tmp_path: Path, wanted: str) -> None:
+    found = plan(make(), wanted, FIRECRACKER, pager)
+    assert (found.policy, found.env, found.pass_fds) == ("uffd", {}, ())
+    found.begin()
+    assert found.pass_fds == () and found.listen is not None
+    with closing(found.listen(tmp_path / "pager.sock")):
+        assert (tmp_path / "pager.sock").exists()
+    assert not (tmp_path / "pager.sock").exists()
+
+
+async def test_a_pager_that_does_not_start(make: Make, pager: PagerClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert plan(make(), "uffd", FIRECRACKER, pager).policy == "prefetch"
+    assert plan(make("other"), "uffd", ALL, pager).policy == "layered"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "means", "asks"),
+    [("auto", ALL, False), ("uffd", ALL, True), ("uffd", NO_UFFD, False), ("auto", FIRECRACKER, True),
+     ("lazy", FIRECRACKER, False)],
+)  # fmt: skip
+def test_who_asks_for_a_pager(wanted: str, means: Means, asks: bool) -> None:
+    assert asks_for_pager(wanted, means) is asks
+
+
+def test_why_firecracker_has_no_pager() -> None:
+    means = firecracker_means()
+    assert means.shim is None and means.connects
+    assert means.userfaultfd is ("userfaultfd" not in means.why)
 
 
 async def test_a_memory_that_is_missing(make: Make, pager: PagerClient) -> None:

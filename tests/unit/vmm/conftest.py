@@ -59,7 +59,7 @@ class Letters:
             (folder / name).write_bytes(data)
         self.folder = folder
         self.memory, self.state = folder / "memory", folder / "state"
-        self.hw = Hardware(folder / "kernel", folder / "initrd", (drive,), 32 << 20, "tcg", find_qemu())
+        self.hw = Hardware(folder / "kernel", folder / "initrd", (drive,), 32 << 20, "tcg", find_qemu().path)
 
     def written(self, machine: Machine) -> str:
         return "".join(re.findall("[A-Z]", machine.console))

@@ -20,7 +20,6 @@ import pytest
 
 from rewarm.errors import SandboxFailed, SnapshotCorrupt, SnapshotFailed
 from rewarm.vmm.machine import Machine
-from rewarm.vmm.qemu import Qemu
 from rewarm.vmm.user import obstacle
 
 Letters = Any  # the fixture's class: conftest cannot be imported
@@ -52,7 +51,7 @@ def fake_qemu(letters: Letters, folder: Path, script: str) -> None:
     path = folder / "qemu"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
-    letters.hw = replace(letters.hw, qemu=Qemu(path, (10, 0, 0)))
+    letters.hw = replace(letters.hw, binary=path)
 
 
 def ends_soon(pid: int) -> bool:
@@ -239,7 +238,7 @@ async def test_one_that_ends_at_once(letters: Letters, open_dir: Path) -> None:
 
 
 async def test_one_that_cannot_be_started(letters: Letters, open_dir: Path) -> None:
-    machine = Machine.boot(replace(letters.hw, qemu=Qemu(open_dir / "none", (10, 0, 0))), letters.memory)
+    machine = Machine.boot(replace(letters.hw, binary=open_dir / "none"), letters.memory)
     try:
         async with asyncio.timeout(10):
             assert os.waitstatus_to_exitcode(await machine.wait()) == 127
@@ -335,7 +334,7 @@ from rewarm.vmm.machine import Machine
 from rewarm.vmm.qemu import Hardware, find_qemu
 
 async def serve(folder):
-    hw = Hardware(folder / "kernel", folder / "initrd", (), 32 << 20, "tcg", find_qemu())
+    hw = Hardware(folder / "kernel", folder / "initrd", (), 32 << 20, "tcg", find_qemu().path)
     machine = Machine.boot(hw, folder / "memory")
     while not machine.console:
         await asyncio.sleep(0.01)

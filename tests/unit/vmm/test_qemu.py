@@ -16,9 +16,9 @@ def fake(folder: Path, script: str) -> str:
     return str(path)
 
 
+QEMU = Qemu(Path("/q"), (10, 0, 2))
 HW = Hardware(
-    Path("/k"), Path("/i"), (Path("/a"), Path("/b,c")), 256 << 20, "tcg", Qemu(Path("/q"), (10, 0, 2)),
-    packages=("numpy", "PIL"),
+    Path("/k"), Path("/i"), (Path("/a"), Path("/b,c")), 256 << 20, "tcg", QEMU.path, packages=("numpy", "PIL"),
 )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def test_boot_and_restore_differ_in_memory_alone() -> None:
 def test_kvm_s_device_can_be_handed_over() -> None:
     words = command(HW, Ends(5, 6, 7), Path("/m"), incoming=False, shared=True)
     assert words[words.index("-accel") + 1] == "tcg"
-    handed = probe_command(HW.qemu, HW.kernel, HW.initrd, "kvm", 8)
+    handed = probe_command(QEMU, HW.kernel, HW.initrd, "kvm", 8)
     assert handed[handed.index("-add-fd") + 1] == "fd=8,set=1"
     assert handed[handed.index("-accel") + 1] == "kvm,device=/dev/fdset/1"
 
@@ -92,7 +92,7 @@ def test_drives_are_read_only_and_in_order() -> None:
 def test_it_is_confined() -> None:
     for words in (
         command(HW, Ends(5, 6, 7), Path("/m"), incoming=False, shared=True),
-        probe_command(HW.qemu, HW.kernel, HW.initrd, "kvm"),
+        probe_command(QEMU, HW.kernel, HW.initrd, "kvm"),
     ):
         filters = words[words.index("-sandbox") + 1].split(",")
         assert {"on", "spawn=deny", "elevateprivileges=deny"} <= set(filters)
