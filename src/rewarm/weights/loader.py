@@ -1,8 +1,9 @@
 """The loader: one thread that brings a pack's layers into memory in execution order, while others compute.
 
 Nothing depends on it but time. Who reads a page before the loader came to it takes a page fault, as with any mapped
-file; so a loader that fails lets everybody pass, and the bytes are what they are. Where all of them are in memory
-there is no thread: to map them ahead takes as long as the page faults that it saves.
+file; so a loader that fails lets everybody pass, and the bytes are what they are. Layers that are in memory when it
+begins it leaves alone, and where all are there is no thread: to map them ahead takes as long as the page faults that it
+saves, and the disk would stand still meanwhile.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ class Stream:
             return min(size_bytes, self._mappings[span.file].missing_bytes(span.begin, span.end))
 
     def _load(self, layer_no: int) -> None:
+        if not self.missing_bytes[layer_no]:
+            return
         for span in self._spans[layer_no]:
             self._mappings[span.file].populate(span.begin, span.end, self._go_on)
 

@@ -141,6 +141,10 @@ class Mapped:
             if _libc.madvise(self._address + first, last - first, mmap.MADV_RANDOM) != 0:
                 self._fail("madvise")
 
+    def ask_for(self, begin: int, end: int) -> None:
+        """Begin to read the range, without waiting and without reading ahead: it is advice, and never fails."""
+        will_need(self._address + begin, end - begin)
+
     def is_cached(self) -> bool:
         """Whether all of it is in memory; False also where the kernel does not tell (`kernel.cached_bytes`)."""
         try:

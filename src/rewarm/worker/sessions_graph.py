@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 #: A layer has at least so many bytes, so that reading it is one long read and there are not too many of them.
 LAYER_BYTES = 4 << 20
-#: A table is read on demand from this size on, if it has so many rows: of a few, a pass may well read all.
-TABLE_BYTES, TABLE_ROWS = 1 << 20, 64
+#: A table is read on demand from this size on, if it has so many rows: of a few, a pass may well read all, and a small
+#: one is streamed sooner than some of its rows are read, each of which waits behind what is streamed.
+TABLE_BYTES, TABLE_ROWS = 4 << 20, 64
 
 #: Operators that read single rows of some inputs: (domain, operator) → their places.
 _ROW_READERS = {("", "Gather"): (0,), ("com.microsoft", "EmbedLayerNormalization"): (2, 3, 4)}

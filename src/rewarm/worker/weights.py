@@ -98,11 +98,12 @@ class Weights:
         if self._pack is None or self._pack.index.kind != "onnx":
             return sessions.open_session(self.path, options)
         since_s = time.perf_counter()
-        self._streamed(self._pack)
+        stream = self._streamed(self._pack)
         mapped = next(iter(self._mappings(self._pack)), None)  # a small model has all its weights in the graph
         session = sessions.open_session(self.path, options, pack=self._pack, mapped=mapped)
         if self._first is None and isinstance(session, sessions.PackedSession):
             self._first, self._setup_s = session, time.perf_counter() - since_s
+            session.rows_of = None if stream.whole else mapped
         return session
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import pytest
 import rewarm
 from rewarm.errors import WeightsCorrupt
 from rewarm.kernel import SINGLE_THREADED_ENV
+from rewarm.snapshot.holes import drop_cache
 from rewarm.weights.format import Pack, open_pack
-from rewarm.weights.pages import Mapped
+from rewarm.weights.pages import PAGE_BYTES, Mapped
+from rewarm.worker.weights import Weights
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as every process has it that imports onnxruntime
 onnx = pytest.importorskip("onnx")
@@ -118,6 +121,41 @@ def test_the_first_run_is_measured(source: Path, pack: Pack) -> None:
     assert 0 <= first.waited_s <= first.seconds
     assert len(first.compute_s) == len(pack.index.layers)
     assert first.waited_s + sum(first.compute_s) == pytest.approx(first.seconds)
+
+
+def test_rows_are_asked_for_before_they_are_looked_up(tmp_path: Path) -> None:
+    """Those of any whole numbers, and once: "more" numbers no rows in truth, so that nothing but asking reads them."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("Cast", ["more"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["rows", "numbers"], ["y"]),
+    ]
+    width, count = 1024, 2000  # a row is a page, the table 8 MB
+    weights = [numpy_helper.from_array(RANDOM.standard_normal((count, width), dtype=np.float32), "table")]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, [1]) for name in ("ids", "more")]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, width])]
+    graph = helper.make_graph(nodes, "test", inputs, outputs, weights)
+    source, out = tmp_path / "rows.onnx", tmp_path / "pack"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), source)
+    out.mkdir()
+    pack_onnx(source, out, key="k1", source_sha256="0" * 64)
+    drop_cache(out / "weights.data")
+    session = Weights.packed(source, {"folder": out, "tensors_dir": out}).session()
+    mapped = Mapped(out / "weights.data", count * width * 4)
+
+    def there(row: int) -> bool:
+        return mapped.resident_bytes(row * PAGE_BYTES, (row + 1) * PAGE_BYTES) > 0
+
+    if there(1000):
+        pytest.skip("this file system keeps all in memory")
+    session.run(None, {"ids": np.array([10]), "more": np.array([1000])})
+    until_s = time.monotonic() + 10.0
+    while not there(1000) and time.monotonic() < until_s:
+        time.sleep(0.01)
+    assert there(10) and there(1000) and not there(500)
+    session.run(None, {"ids": np.array([11]), "more": np.array([1500])})
+    time.sleep(0.1)
+    assert there(11) and not there(1500)
 
 
 def test_the_other_ways_to_run(source: Path, pack: Pack) -> None:

@@ -171,7 +171,7 @@ def test_a_table_that_is_read_by_row_is_on_demand_and_last(tmp_path: Path, packe
         helper.make_node("Gather", ["other", "ids"], ["picked"]),
     ]
     outputs = [value("y", None), value("all", None), value("picked", None)]
-    weights = [weight("other", 512, 600), weight("table", 600, 512), weight("w", 512, 512)]
+    weights = [weight("other", 512, 2100), weight("table", 2100, 512), weight("w", 512, 512)]
     source = save(tmp_path / "table.onnx", nodes, [value("ids", ["n"], TensorProto.INT64)], outputs, weights)
     pack = packed(source)
     index = pack.index
