@@ -129,10 +129,10 @@ class Bench:
             ways.end()
         stack.push_async_callback(machine.close)
         talk = stack.enter_context(Talk(machine))
-        await talk.send_resume(instance)  # it waits in the port
         self.stages[instance] = "was started"
         await machine.running(_RESTORE_S_MAX)
         self.stages[instance] = "runs"
+        await talk.send_resume(instance)  # now, as a server does, for it tells the time
         await talk.resumed()
         self.stages[instance] = "was resumed"
         found = await _answered(machine, talk, order["body"], since_s)
