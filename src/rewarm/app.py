@@ -18,7 +18,7 @@ import uvicorn
 import rewarm
 from rewarm.config import ServerConfig
 from rewarm.control.executor import Executor
-from rewarm.control.http import make_application
+from rewarm.control.http import is_loopback, make_application
 from rewarm.control.measure import measure_forever
 from rewarm.control.models import ModelDesk
 from rewarm.control.plane import ControlPlane
@@ -40,6 +40,7 @@ from rewarm.serve.door import Door
 from rewarm.serve.protocol import bind
 from rewarm.serve.selector import make_loop
 from rewarm.store.store import Store
+from rewarm.units import counted
 
 log = logging.getLogger("rewarm")
 
@@ -83,7 +84,10 @@ async def _run(config: ServerConfig, plane: ControlPlane, pump: Pump, sock: sock
     )  # fmt: skip
     server = _Server(settings, door, executor, config.drain_s)
     host, port = sock.getsockname()[:2]
-    log.info("rewarm %s serves %d functions on http://%s:%d", rewarm.__version__, len(plane.functions()), host, port)
+    if not is_loopback(config.host):
+        log.warning("%s: other machines may reach this server, and it has no authentication; see SECURITY.md", host)
+    functions = counted(len(plane.functions()), "function")
+    log.info("rewarm %s serves %s on http://%s:%d", rewarm.__version__, functions, host, port)
     gc.collect()
     gc.freeze()  # what start-up made stays: the collector need not look at it again on every round
     measuring = asyncio.create_task(
@@ -121,14 +125,22 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._door.draining = True
+        node = self._executor.node
+        if node.unfinished:
+            it = "it" if node.unfinished == 1 else "them"
+            log.info("finishing %s, up to %g s; Ctrl-C again drops %s", _requests(node), self._drain_s, it)
         draining = asyncio.create_task(self._executor.drain(self._drain_s))
         while not draining.done() and not self.force_exit:  # a second Ctrl-C means now
             await asyncio.wait({draining}, timeout=_FORCE_POLL_S)
         if not draining.done() or not draining.result():
             draining.cancel()
-            log.warning("shutting down with requests unfinished")
+            log.warning("shutting down with %s unfinished", _requests(node))
             self._executor.post(m.Draining(final=True))
         await super().shutdown(sockets)
+
+
+def _requests(node: Node) -> str:
+    return "1 request" if node.unfinished == 1 else f"{node.unfinished} requests"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Never, Protocol, TypeVar
 
 from rewarm.errors import BadDefinition
 from rewarm.facts.function import FunctionSpec, Isolation, Pin, PolicySpec, Tensor
@@ -69,6 +69,7 @@ def function(
     env: Mapping[str, str] | None = None,
     isolation: Isolation = "process",
     samples: Sequence[str] = (),
+    **unknown: Never,
 ) -> Any:
     """Make a class with `predict`, or a `handler(event, context)`, deployable.
 
@@ -81,9 +82,8 @@ def function(
 
     def define(thing: F) -> F:
         is_class = inspect.isclass(thing)
-        _check_lists(preload=preload, samples=samples)
+        _check_words(unknown, preload=preload, samples=samples)
         _check_kind(thing, batched, bool(weights or inputs or outputs))
-        file = weights if weights is None or isinstance(weights, str) else str(weights.path)
         spec = FunctionSpec(
             name=name or thing.__name__.lower(),
             kind="predict" if is_class else "handler",
@@ -95,7 +95,7 @@ def function(
             batching=_policy(batching) or default_batching(is_class or batched),
             keepalive=_policy(keepalive),
             preload=tuple(preload),
-            weights=file,
+            weights=weights if weights is None or isinstance(weights, str) else str(weights.path),
             pin="auto" if weights is None or isinstance(weights, str) else pin_of(weights.pin),
             inputs=_inputs(thing, inputs) if inspect.isclass(thing) else (),
             outputs=tuple((outputs or {}).items()),
@@ -112,8 +112,13 @@ def function(
     return define if target is None else define(target)
 
 
-def _check_lists(*, preload: Sequence[str], samples: Sequence[str]) -> None:
-    """A text is a sequence of texts as well, but hardly meant."""
+def _check_words(unknown: Mapping[str, Never], *, preload: Sequence[str], samples: Sequence[str]) -> None:
+    """There are no other arguments; and a text is a sequence of texts as well, but hardly meant."""
+    for word in unknown:
+        from rewarm.policy import registry
+
+        known = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        raise BadDefinition(f"@rewarm.function takes no argument {word!r}{registry.guess(word, known)}")
     if isinstance(preload, str):
         raise BadDefinition(f"preload is a list of packages: write preload=[{preload!r}]")
     if isinstance(samples, str):

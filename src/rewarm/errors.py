@@ -24,6 +24,7 @@ RewarmError
     ├── HomeLocked
     ├── HomeTooNew
     ├── PortInUse
+    ├── NoServer                none answers at the URL (raised by a client)
     ├── MicrovmUnavailable      500  no QEMU, no guest, no Debian packages to make one of: says what to install
     ├── WeightsCorrupt          500  a pack, or a file it refers to, is missing or not what was written: deploy again
     ├── SnapshotCorrupt         500  a file of a snapshot is missing or not what was written: it is made again
@@ -33,7 +34,7 @@ RewarmError
 
 `status` is the HTTP status, `code` the stable word in the JSON answer, `exit_code` what the CLI exits with,
 `retry_after_s` how long a caller should wait before trying again (None: do not). The class decides; an instance
-may refine `retry_after_s`.
+may refine `exit_code` and `retry_after_s`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class RewarmError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
     retry_after_s: float | None = None
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
@@ -181,6 +182,10 @@ class HomeTooNew(SystemFault):
 
 class PortInUse(SystemFault):
     code = "port_in_use"
+
+
+class NoServer(SystemFault):
+    code = "no_server"
 
 
 class MicrovmUnavailable(SystemFault):

@@ -79,3 +79,8 @@ def human_seconds(duration_s: float) -> str:
     if duration_s < 60:
         return f"{duration_s:.1f} s"
     return f"{duration_s / 60:.1f} min" if duration_s < 3600 else f"{duration_s / 3600:.1f} h"
+
+
+def counted(count: int, what: str) -> str:
+    """For people: 1, "layer" → "1 layer"; 2, "layer" → "2 layers"."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -155,7 +155,7 @@ class Server:
 
     def _port(self) -> re.Match[str] | None:
         assert self.process.poll() is None, self.log.read_text()
-        return re.search(r"on http://127\.0\.0\.1:(\d+)", self.log.read_text())
+        return re.search(r"on http://[\d.]+:(\d+)", self.log.read_text())
 
     def _ready(self) -> bool:
         try:

@@ -108,6 +108,7 @@ def test_event_is_refused_with_a_type(client: Any, deployed: Any) -> None:
         call(client, {}, InvocationType="Event")
     response = caught.value.response
     assert response["ResponseMetadata"]["HTTPStatusCode"] == 501 and response["Error"]["Code"] == "ServiceException"
+    assert "rewarm-start" not in response["ResponseMetadata"]["HTTPHeaders"]
     assert deployed.stats("aws")["calls"] == before
 
 
@@ -173,6 +174,7 @@ def test_unknown_functions_and_versions(client: Any) -> None:
         response = caught.value.response
         assert response["Error"]["Code"] == "ResourceNotFoundException", options
         assert response["ResponseMetadata"]["HTTPStatusCode"] == 404
+        assert "rewarm-start" not in response["ResponseMetadata"]["HTTPHeaders"]
     with pytest.raises(client.exceptions.ResourceNotFoundException):
         call(client, {}, "aws-nothing")
 
@@ -195,6 +197,7 @@ def test_a_payload_that_is_not_json(client: Any) -> None:
     response = caught.value.response
     assert response["Error"]["Code"] == "InvalidRequestContentException"
     assert response["ResponseMetadata"]["HTTPStatusCode"] == 400
+    assert "rewarm-start" not in response["ResponseMetadata"]["HTTPHeaders"]
 
 
 def test_a_payload_over_the_limit(client: Any) -> None:

@@ -216,7 +216,7 @@ class NodeMachine(RuleBasedStateMachine):
             r for r in world.requests if r not in world.answers and r not in world.withdrawn
         ]  # fmt: skip
         assert not open_ones, f"never answered: {open_ones}"
-        assert world.node.quiet
+        assert world.node.unfinished == 0
         states = {sandbox.state for sandbox in world.node.pool.sandboxes.values()}
         assert states <= {State.READY}, f"neither idle nor gone: {states}"
         for name in list(world.node.functions):

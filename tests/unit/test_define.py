@@ -244,3 +244,10 @@ def test_check_spec_serves_files_and_overrides_too() -> None:
 def test_preload_is_a_list_of_packages(preload: Any) -> None:
     with pytest.raises(BadDefinition, match="preload"):
         define(preload=preload)
+
+
+def test_a_misspelt_word_is_told_with_the_one_that_was_meant() -> None:
+    with pytest.raises(BadDefinition, match=r"no argument 'memmory' \(did you mean 'memory'\?\)$"):
+        define(memmory="1GB")
+    with pytest.raises(BadDefinition, match=r"no argument 'colour'$"):
+        define_handler(colour="red")

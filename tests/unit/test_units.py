@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewarm.errors import BadDefinition
-from rewarm.units import human_bytes, human_seconds, seconds, size_bytes
+from rewarm.units import counted, human_bytes, human_seconds, seconds, size_bytes
 
 
 @pytest.mark.parametrize(
@@ -117,3 +117,7 @@ def test_human_bytes(count: float, text: str) -> None:
 )
 def test_human_seconds(duration_s: float, text: str) -> None:
     assert human_seconds(duration_s) == text
+
+
+def test_counted() -> None:
+    assert [counted(count, "layer") for count in (0, 1, 2)] == ["0 layers", "1 layer", "2 layers"]

@@ -15,7 +15,7 @@ from typing import IO, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from rewarm.config import DEFAULT_HOST, DEFAULT_PORT
-from rewarm.errors import BadDefinition, RewarmError, SystemFault, from_code
+from rewarm.errors import BadDefinition, NoServer, RewarmError, SystemFault, from_code
 
 DEFAULT_URL = f"http://{DEFAULT_HOST}:{DEFAULT_PORT}"
 _ADMIN = "/api/v1"
@@ -206,13 +206,13 @@ class Api:
             done = True
             return answer
         except ConnectionRefusedError as error:
-            raise SystemFault(f"no rewarm server answers at {self.url}; start one with: rewarm serve") from error
+            raise NoServer(f"no rewarm server answers at {self.url}; start one with: rewarm serve") from error
         except TimeoutError as error:
             raise SystemFault(f"{self.url} did not answer within {self._timeout_s:g} s") from error
         except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
             raise
         except (OSError, http.client.HTTPException) as error:
-            raise SystemFault(f"cannot talk to {self.url}: {error or type(error).__name__}") from error
+            raise NoServer(f"cannot talk to {self.url}: {error or type(error).__name__}") from error
         finally:
             if not done:
                 connection.close()

@@ -7,10 +7,8 @@ run is a process's work of its own, and the figures do not depend on how many th
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,7 +18,6 @@ from rewarm.bench import keepalive_sweeps as sweeps
 from rewarm.bench.keepalive_rules import Optimum, Watched
 from rewarm.bench.keepalive_sweeps import Job
 from rewarm.facts.function import PolicySpec
-from rewarm.kernel import die_with
 from rewarm.policy import registry
 from rewarm.policy.keepalive.base import KeepalivePolicy
 from rewarm.policy.keepalive.lru import LeastRecentlyUsed
@@ -28,6 +25,7 @@ from rewarm.sim.report import Report
 from rewarm.sim.run import Settings, simulate
 from rewarm.sim.traces.base import Options
 from rewarm.sim.traces.catalogue import open_trace
+from rewarm.sim.workers import Workers
 
 Progress = Callable[[int, int, str], None]  # runs done, runs in all, what is running
 
@@ -180,8 +178,7 @@ def run(quick: bool, on_progress: Progress | None = None, jobs: int | None = Non
     searched = sum(job.policy in sweeps.SEARCHED for job in first)
     expected = 2 * len(first) - searched  # nearly: what is carried over is not known yet
     tell(0, expected, "starting")
-    context = multiprocessing.get_context("spawn")  # threads of the caller (a progress bar) and fork do not mix
-    with ProcessPoolExecutor(jobs or machine.usable_cores(), context, die_with, (os.getpid(),)) as pool:
+    with Workers(jobs or machine.usable_cores()) as pool:
         tuned = _work(pool, first, lambda done, job: tell(done, expected, _label(job)))
         held_out = [job for trace in sweeps.TRACES for job in carried(trace, tuned)]
         total = len(first) + len(held_out)
@@ -189,15 +186,11 @@ def run(quick: bool, on_progress: Progress | None = None, jobs: int | None = Non
     return Result(quick, described, [*tuned, *rest])
 
 
-def _work(pool: ProcessPoolExecutor, todo: Sequence[Job], tell: Callable[[int, Job], None]) -> list[Outcome]:
-    """The outcomes in the order of `todo`. If one run fails, those that have not begun are called off."""
+def _work(pool: Workers, todo: Sequence[Job], tell: Callable[[int, Job], None]) -> list[Outcome]:
+    """The outcomes in the order of `todo`. Raises what the first run that fails raises."""
     futures = [pool.submit(run_job, job) for job in todo]
-    try:
-        for done, future in enumerate(as_completed(futures), 1):
-            tell(done, future.result().job)
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
+    for done, future in enumerate(as_completed(futures), 1):
+        tell(done, future.result().job)
     return [future.result() for future in futures]
 
 

@@ -99,7 +99,7 @@ class Result:
 def run(repeat: int, only: Collection[str], progress: Progress | None = None) -> Result:
     """`repeat` starts from nothing of each example, or of those in `only` if there are some.
 
-    Raises SystemFault where the examples are not at hand.
+    Raises NotFound where the examples are not at hand.
     """
     described = machine.describe()
     wanted = [example for example in EXAMPLES if not only or example.folder in only]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rewarm.bench.api import Api, Progress
-from rewarm.errors import BadDefinition, NotFound, SystemFault
+from rewarm.errors import BadDefinition, NotFound
 
 FOLDER_FILE = "rewarm.toml"
 _FOLDER_KEYS = {"file", "select", "handler", "name", "overrides"}
@@ -199,11 +199,11 @@ def _manifest(
 def find_example(name: str, given: Path | None = None, option: str | None = None) -> Path:
     """The folder `examples/NAME`: the one given, one under the working directory, or that of a source checkout.
 
-    Raises SystemFault; `option` is what it tells the caller to name another folder with.
+    Raises NotFound; `option` is what it tells the caller to name another folder with.
     """
     tried = [given] if given else [Path("examples", name), Path(__file__).parents[3] / "examples" / name]
     for path in tried:
         if path.is_dir():
             return path
     remedy = f", or name its folder with {option}" if option else ""
-    raise SystemFault(f"cannot find the example {name}: run this in a checkout of rewarm{remedy}")
+    raise NotFound(f"cannot find the example {name}: run this in a checkout of rewarm{remedy}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ import click
 from rewarm.cli.client import connect
 from rewarm.cli.options import duration_text, json_option, size_text, url_option
 from rewarm.cli.output import console, emit_json, wants_progress
-from rewarm.errors import BadDefinition
-from rewarm.units import human_bytes, human_seconds
+from rewarm.cli.payload import example
+from rewarm.errors import BadDefinition, RewarmError, StartFailed, UsageError
+from rewarm.units import counted, human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from rewarm.bench.api import Api
@@ -31,7 +33,7 @@ ISOLATIONS = ("process", "microvm")
 @click.option("--timeout", type=duration_text, metavar="DURATION", help="Longest run of a call, such as 60s.")
 @click.option("--slo", type=duration_text, metavar="DURATION", help="Latency objective, such as 200ms.")
 @click.option("--batching", metavar="POLICY", help="none, static:size=5, dynamic:max_size=5,max_wait=300ms, "
-              "aimd, slo:mode=latency, slo:mode=cost.")  # fmt: skip
+              "aimd, slo:mode=latency, slo:mode=cost; batch, mbs: after rewarm profile.")  # fmt: skip
 @click.option("--keepalive", metavar="POLICY", help="none, fixed:ttl=10min, …; default: the server's.")
 @click.option("--max-instances", type=click.IntRange(1, 1000), help="Instances at a time.")
 @click.option("--preload", metavar="A,B", help="Packages imported in the Lang layer.")
@@ -79,12 +81,28 @@ def command(
         overrides["preload"] = [package.strip() for package in preload.split(",") if package.strip()]
     if env:
         overrides["env"] = dict(_pair(text) for text in env)
-    shipment = of_target(path, Wish(handler, name, overrides, sample))
-    with connect(url, timeout_s=_WAIT_S) as api:
-        done = _upload(api, shipment, as_json)
+    try:
+        shipment = of_target(path, Wish(handler, name, overrides, sample))
+        with connect(url, timeout_s=_WAIT_S) as api:
+            done = _upload(api, shipment, as_json)
+            body = None if as_json else _example(api, done["name"])
+    except StartFailed as error:
+        error.exit_code = UsageError.exit_code  # what does not import is not deployed: nothing failed in service
+        raise
     if as_json:
         emit_json(done)
         return
+    _tell(done, body, url)
+
+
+def _example(api: Api, name: str) -> str | None:
+    with contextlib.suppress(RewarmError):  # it is deployed, and stays so
+        return example(api.function(name)["spec"].get("inputs", ()))
+    return None
+
+
+def _tell(done: Mapping[str, Any], body: str | None, url: str) -> None:
+    """For a person: what was deployed, and how to call it."""
     verb = "unchanged" if done.get("unchanged") else "deployed"
     click.echo(f"{verb} {done['name']} version {done['version']} (sha256 {str(done['digest'])[:12]})")
     packed = done.get("weights")
@@ -96,16 +114,15 @@ def command(
             f"sleeps in {human_bytes(asleep['disk_bytes'])} on disk, wakes in {human_seconds(asleep['restore_s'])} "
             f"instead of {human_seconds(asleep['cold_s'])}"
         )
-    click.echo(
-        f"next: rewarm invoke {shlex.quote(str(done['name']))} --data …" + ("" if _default(url) else f" --url {url}")
-    )
+    call = f"rewarm invoke {shlex.quote(str(done['name']))} --data {'…' if body is None else shlex.quote(body)}"
+    click.echo(f"next: {call}" + ("" if _default(url) else f" --url {url}"))
 
 
 def _packed(weights: Mapping[str, Any]) -> str:
     if not weights["packed"]:
         return f"weights not packed: {weights['why']}"
     order = "in execution order" if weights["order"] == "traced" else "in the order of registration"
-    return f"weights packed: {human_bytes(weights['bytes'])} in {weights['layers']} layers, {order}"
+    return f"weights packed: {human_bytes(weights['bytes'])} in {counted(weights['layers'], 'layer')}, {order}"
 
 
 def _upload(api: Api, shipment: Shipment, as_json: bool) -> dict[str, Any]:

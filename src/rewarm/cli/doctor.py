@@ -12,6 +12,7 @@ from rewarm.cli.client import connect
 from rewarm.cli.options import json_option, url_option
 from rewarm.cli.output import emit_json, show_table
 from rewarm.errors import RewarmError
+from rewarm.units import counted
 
 
 @click.command("doctor", short_help="Say what this machine can do.")
@@ -55,5 +56,5 @@ def _server(url: str) -> dict[str, Any]:
             found = api.server()
     except RewarmError as error:
         return {"url": url, "answers": False, "note": error.message}
-    note = f"version {found.get('version')} answers at {url} with {found.get('functions')} functions"
+    note = f"version {found.get('version')} answers at {url} with {counted(found.get('functions', 0), 'function')}"
     return {"url": url, "answers": True, "note": note, **found}

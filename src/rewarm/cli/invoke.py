@@ -13,7 +13,7 @@ from rewarm.cli.client import connect
 from rewarm.cli.options import body_options, duration, json_option, url_option
 from rewarm.cli.output import emit_json
 from rewarm.cli.payload import body_of
-from rewarm.errors import FunctionError
+from rewarm.errors import BadRequest, FunctionError
 
 if TYPE_CHECKING:
     from rewarm.bench.api import Answer
@@ -32,7 +32,7 @@ def command(
 ) -> None:
     """Call NAME and print its answer.
 
-    A function on arrays takes one row: JSON such as [0.1, 0.2], {"input": […]} for several inputs, or raw bytes. A
+    A function on arrays takes one row: JSON such as [0.1, 0.2], {"NAME": […]} for several inputs, or raw bytes. A
     handler takes its event. Without a body the event is {}. With --json each answer is one line
     {"status", "start", "queue_ms", "init_ms", "run_ms", "batch_size", "body"}.
 
@@ -50,6 +50,10 @@ def command(
                 answer = api.invoke(name, body.content, body.content_type, timeout)
             except FunctionError as error:
                 error.add_note(f"rewarm logs {name} shows what it printed")
+                raise
+            except BadRequest as error:
+                if not any(source.values()):
+                    error.add_note(f"give a body: rewarm invoke {name} --data JSON")
                 raise
             if as_json:
                 emit_json(_described(answer), compact=True)

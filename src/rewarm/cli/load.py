@@ -13,6 +13,7 @@ from rewarm.cli.client import connect
 from rewarm.cli.options import body_options, duration, json_option, url_option
 from rewarm.cli.output import console, emit_json, show_table, wants_progress
 from rewarm.cli.payload import Body, body_of
+from rewarm.errors import BY_CODE, FunctionError, SystemFault
 
 if TYPE_CHECKING:
     from rewarm.bench.load import LoadResult, Plan
@@ -39,11 +40,12 @@ PATTERNS = ("uniform", "bursty", "poisson")
 def command(
     name: str, pattern: str, rate: float, duration_s: float, slo: float | None, warmup: bool,
     connections: int, seed: int, url: str, as_json: bool, **source: Any,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Send requests to NAME at set times, whatever becomes of earlier ones (open loop).
 
     Latency counts from the time at which a request was meant to be sent, so a server that stalls cannot hide it.
-    Percentiles are nearest-rank and over good answers; an error counts as a miss of the SLO.
+    Percentiles are nearest-rank and over good answers; an error counts as a miss of the SLO. If nothing was answered
+    well, the exit code is that of the most frequent error.
 
     \b
     Examples:
@@ -69,6 +71,16 @@ def command(
         )
     else:
         _show(report)
+    return 0 if report["ok"] or not report["sent"] else _failed(name, next(iter(report["errors"])))
+
+
+def _failed(name: str, code: str) -> int:
+    """The exit code for requests that failed all, most of them with `code`."""
+    kind = BY_CODE.get(code, SystemFault)
+    click.echo(f"error: all requests failed, most with {code}", err=True)
+    if issubclass(kind, FunctionError):
+        click.echo(f"hint: rewarm logs {name} shows what it printed", err=True)
+    return kind.exit_code
 
 
 def _run(plan: Plan, as_json: bool) -> LoadResult:
@@ -88,7 +100,7 @@ def _run(plan: Plan, as_json: bool) -> LoadResult:
 
 
 def summary(result: LoadResult, duration_s: float, slo_s: float | None) -> dict[str, Any]:
-    """What is told of a load. Latencies in ms."""
+    """What is told of a load. Latencies in ms; None where nothing was answered well."""
     from rewarm.bench import stats
 
     latencies_s = result.latencies_s()
@@ -99,7 +111,10 @@ def summary(result: LoadResult, duration_s: float, slo_s: float | None) -> dict[
         "errors": dict(result.errors().most_common()),
         # Over the longer of the plan and the wait for the last answer: a backlog is not throughput.
         "rate_ok": round(len(latencies_s) / max(duration_s, result.elapsed_s), 3),
-        "latency_ms": _rounded(asdict(stats.summarise([latency * 1e3 for latency in latencies_s]))),
+        "latency_ms": {
+            key: round(value, 3) if latencies_s else None
+            for key, value in asdict(stats.summarise([latency * 1e3 for latency in latencies_s])).items()
+        },
         "starts": dict(result.starts().most_common()),
         "batch_sizes": {str(size): count for size, count in sorted(result.batch_sizes().items())},
         "lag_ms_max": round(max(lags_ms, default=0.0), 3),
@@ -110,16 +125,15 @@ def summary(result: LoadResult, duration_s: float, slo_s: float | None) -> dict[
     return report
 
 
-def _rounded(values: dict[str, float]) -> dict[str, float]:
-    return {key: round(value, 3) for key, value in values.items()}
-
-
 def _show(report: dict[str, Any]) -> None:
     latency = report["latency_ms"]
     rows = [["sent", str(report["sent"])], ["ok", str(report["ok"])]]
     rows += [[f"error {code}", str(count)] for code, count in report["errors"].items()]
     rows.append(["rate achieved", f"{report['rate_ok']:.1f} /s"])
-    rows += [[f"latency {key}", f"{latency[key]:.2f} ms"] for key in ("mean", "p50", "p90", "p99", "max")]
+    rows += [
+        [f"latency {key}", "–" if latency[key] is None else f"{latency[key]:.2f} ms"]
+        for key in ("mean", "p50", "p90", "p99", "max")
+    ]
     if "slo_pct" in report:
         rows.append([f"within {report['slo_ms']:g} ms", f"{report['slo_pct']:.2f} %"])
     rows.append(["starts", "  ".join(f"{kind} {count}" for kind, count in report["starts"].items())])

@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rewarm.cli.client import connect
 from rewarm.cli.options import json_option, url_option
 from rewarm.cli.output import emit_json
+from rewarm.errors import NotFound
+
+if TYPE_CHECKING:
+    from rewarm.bench.api import Api
 
 _POLL_S = 0.5
 _FOLLOW_TAIL = 1000
@@ -39,15 +43,25 @@ def command(name: str, tail: int, instance: int | None, follow: bool, url: str, 
     with connect(url) as api:
         # One line at least: a follower needs to know where it stands.
         lines: Sequence[Line] = api.logs(name, tail=max(tail, 1) if follow else tail, instance=instance)
+        if not lines and tail and instance is not None:
+            _check_instance(api, name, instance)
         if as_json and not follow:
             emit_json({"lines": list(lines)})
             return
+        if not lines and tail and not follow:
+            click.echo(f"{name} has printed nothing", err=True)
         _show(lines[len(lines) - tail :] if tail < len(lines) else lines, as_json)
         cursor = Cursor()
         cursor.new(lines)
         while follow:
             time.sleep(_POLL_S)
             _show(cursor.new(api.logs(name, tail=_FOLLOW_TAIL, instance=instance)), as_json)
+
+
+def _check_instance(api: Api, name: str, instance: int) -> None:
+    """Raises NotFound unless it lives: nothing is known of it that it printed."""
+    if not any(one["id"] == instance and one["function"] == name for one in api.instances()["instances"]):
+        raise NotFound(f"{name} has no instance {instance}; rewarm ps shows those that are alive")
 
 
 class Cursor:

@@ -36,6 +36,8 @@ COMMANDS = {
     "microvm": "microvm",
     "doctor": "doctor",
 }
+#: What click raises for a group without a command: its message is the whole help. Before 8.2 click shows it by itself.
+_HELP_ERROR: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 #: What to do where the message itself does not say it. A command that knows more adds it as a note to the error.
 _HINTS = {
     "queue_full": "the queue is full; send less, or deploy with more --max-instances",
@@ -82,6 +84,9 @@ def _report(error: BaseException, as_json: bool) -> int:
         # Whoever read our output has gone. What is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if isinstance(error, _HELP_ERROR):
+        error.show()
+        return UsageError.exit_code
     known, hint = _known(error)
     click.echo(f"error: {' '.join(known.message.splitlines())}", err=True)
     if hint:

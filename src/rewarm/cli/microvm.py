@@ -76,7 +76,9 @@ def build(home: str, as_json: bool) -> None:
 @_home_option
 @json_option
 def status(home: str, as_json: bool) -> None:
-    """Show the guest that was built last, and the disk space of everything that is kept for micro-VMs.
+    """Show the guest that was built last, and the disk space of all guests, packages and images.
+
+    Not of snapshots, which come and go with a server: rewarm ps shows those.
 
     \b
     Examples:

@@ -12,7 +12,7 @@ import click
 from rewarm.cli.options import json_option
 from rewarm.cli.output import console, emit_json, show_table, wants_progress
 from rewarm.errors import BadDefinition, UsageError
-from rewarm.units import human_bytes, human_seconds
+from rewarm.units import counted, human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from rewarm.weights.format import Pack
@@ -53,7 +53,7 @@ def command(path: str, out: Path | None, as_json: bool) -> None:
     ]  # fmt: skip
     show_table(["", "layer", "size", "streamed", "computes"], rows, right=["", "size", "computes"])
     order = "as one run used them" if done["order"] == "traced" else "as they are registered: no inputs to run it with"
-    click.echo(f"{human_bytes(done['bytes'])} in {len(rows)} layers, {order}")
+    click.echo(f"{human_bytes(done['bytes'])} in {counted(len(rows), 'layer')}, {order}")
     if out is not None:
         click.echo(f"kept in {out}")
 

@@ -1,10 +1,12 @@
-"""The body of a call from what the command line gave."""
+"""The body of a call from what the command line gave; and an example of one."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from rewarm.errors import BadRequest, NotFound, UsageError
 
 JSON_TYPE = "application/json"
 RAW_TYPE = "application/octet-stream"
+_EXAMPLE_VALUES_MAX = 16  # more are no help to somebody who pastes them
 _NPZ = re.compile(r"(?P<file>.+):(?P<key>[^:\[\]]+)(?:\[(?P<index>\d+)\])?")
 
 
@@ -97,3 +100,21 @@ def _npz_array(file: str, key: str) -> Any:
         raise NotFound(f"there is no file {file!r}") from None
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"cannot read {file!r} as a .npz file: {error}") from None
+
+
+def example(inputs: Sequence[Mapping[str, Any]]) -> str | None:
+    """A body, as JSON, that a function with these inputs (as in its specification) takes. None where not all of them
+    are declared, or it would be long."""
+    if not inputs or not all("dtype" in one for one in inputs):
+        return None
+    shapes = [[max(1, size) for size in one["shape"]] for one in inputs]
+    if sum(math.prod(shape) for shape in shapes) > _EXAMPLE_VALUES_MAX:
+        return None
+    rows = {one["name"]: _zeros(one["dtype"], shape) for one, shape in zip(inputs, shapes, strict=True)}
+    return json.dumps(rows if len(rows) > 1 else next(iter(rows.values())), separators=(",", ":"))
+
+
+def _zeros(dtype: str, shape: Sequence[int]) -> Any:
+    if not shape:
+        return {"bool": False, "object": ""}.get(dtype, 0)
+    return [_zeros(dtype, shape[1:])] * shape[0]

@@ -10,7 +10,7 @@ import click
 from rewarm.cli.client import connect
 from rewarm.cli.options import json_option, url_option
 from rewarm.cli.output import emit_json, show_table
-from rewarm.units import human_bytes, human_seconds
+from rewarm.units import counted, human_bytes, human_seconds
 
 _TITLES = ["what", "id", "version", "state", "pid", "memory", "disk", "start-up", "uses", "saved", "idle", "expires"]
 _MODEL_TITLES = ["weights", "functions", "size", "pinned", "pin", "bandwidth", "expected", "last", "bubble"]
@@ -53,7 +53,7 @@ def command(url: str, as_json: bool) -> None:
     if any(meter[name] for name in ("used_mb_s", "wasted_mb_s", "evictions")):
         click.echo(
             f"idle memory so far: {meter['used_mb_s']:,.0f} MB·s used, {meter['wasted_mb_s']:,.0f} MB·s wasted, "
-            f"{meter['evictions']} layers evicted"
+            f"{counted(meter['evictions'], 'layer')} evicted"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from rewarm.cli.options import duration, json_option, size
+from rewarm.cli.options import duration, size
 from rewarm.config import DEFAULT_HOST, DEFAULT_PORT, HttpLimits, ServerConfig
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -29,10 +29,9 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 @click.option("--max-connections", type=click.IntRange(1), default=4096, show_default=True,
               help="Connections open at a time.")  # fmt: skip
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True)
-@json_option
 def command(
     home: str, host: str, port: int, memory: int, disk: int, keepalive: str, drain: float, body_limit: int,
-    max_connections: int, log_level: str, as_json: bool,
+    max_connections: int, log_level: str,
 ) -> int:  # fmt: skip
     """Start a server and run it until it is told to stop (Ctrl-C or SIGTERM), finishing what is queued.
 
@@ -42,7 +41,6 @@ def command(
       rewarm serve --memory 4GB --keepalive fixed:ttl=10min
       rewarm serve --host 0.0.0.0 --port 80 --home /var/lib/rewarm
     """
-    del as_json  # failures are told as JSON by the group; a running server prints nothing to parse
     config = ServerConfig(
         home=Path(home).expanduser().absolute(),
         host=host,

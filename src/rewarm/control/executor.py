@@ -15,6 +15,7 @@ from rewarm.clock import Clock, system_clock
 from rewarm.control.models import ModelDesk
 from rewarm.core.meter import Meter
 from rewarm.core.node import Node
+from rewarm.core.state import Sandbox
 from rewarm.errors import RewarmError
 from rewarm.facts import messages as m
 from rewarm.facts.function import LangKey
@@ -27,6 +28,15 @@ from rewarm.sandbox.port import SandboxDriver
 from rewarm.wire import AnyAnswer
 
 log = logging.getLogger("rewarm.control")
+
+#: The core's reasons to end an instance, as the log says them.
+_ENDINGS = {
+    "keepalive": "it was idle for long enough", "memory": "idle, and memory was short", "unload": "unloaded",
+    "outdated": "replaced by a newer revision", "removed": "its function was removed",
+    "timeout": "its run took longer than the function's timeout", "start timeout": "it was not ready in time",
+    "no runtime": "its runtime could not be started", "shutdown": "the server shuts down",
+}  # fmt: skip
+_TROUBLE = frozenset({"timeout", "start timeout", "no runtime"})
 
 
 class Callers(Protocol):
@@ -88,7 +98,7 @@ class Executor:
             return
         self._work([], 0.0)
         self._arm_next()
-        if self._quiet_waiters and self.node.quiet:
+        if self._quiet_waiters and not self.node.unfinished:
             for waiter in self._quiet_waiters:
                 waiter.set()
 
@@ -197,10 +207,7 @@ class Executor:
         elif isinstance(event, m.Exited):
             sandbox = self.node.pool.sandboxes.get(event.sandbox_id)
             if sandbox is not None:
-                name = sandbox.function.name
-                self.logs.end(name, event.sandbox_id)
-                level = logging.WARNING if event.error else logging.INFO
-                log.log(level, "instance %d of %s ended%s", event.sandbox_id, name, _why(event.error))
+                self._note_end(sandbox, event.error)
 
     def _layer_of(self, event: m.Raised) -> str:
         """What took the time: to restore an instance is another thing than to open its weights."""
@@ -225,12 +232,20 @@ class Executor:
                 "instance %d of %s ready in %.0f ms (%s start)", sandbox_id, sandbox.function.name, init_s * 1e3, found
             )
 
+    def _note_end(self, sandbox: Sandbox, error: RewarmError | None) -> None:
+        """In the server's log always; in the function's if it is for its code to see to."""
+        name = sandbox.function.name
+        why = error.message if error is not None else _ENDINGS[sandbox.ending or "shutdown"]
+        troubled = error is not None or sandbox.ending in _TROUBLE
+        self.logs.end(name, sandbox.id, why if troubled and name in self.node.functions else None)
+        log.log(logging.WARNING if troubled else logging.INFO, "instance %d of %s ended: %s", sandbox.id, name, why)
+
     # ------------------------------------------------------------ the end
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait until the queued and running ones are done. False if time ran out."""
         self.post(m.Draining())
-        if self.node.quiet:
+        if not self.node.unfinished:
             return True
         waiter = asyncio.Event()
         self._quiet_waiters.append(waiter)

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rewarm.control.plane import ControlPlane
@@ -68,10 +68,10 @@ def make_application(plane: ControlPlane) -> Starlette:
         Route("/api/v1/functions/{name}/profile", views.profile, methods=["GET", "PUT", "DELETE"]),
         Route("/api/v1/functions/{name}/profile/twin", views.twin, methods=["POST", "DELETE"]),
         Route("/api/v1/functions/{name}/{verb:str}", views.order, methods=["POST"]),
-        *(Route(path, views.wrong_verb, methods=["GET", "PUT", "DELETE", "PATCH"]) for path in invocation),
+        *(Route(path, views.wrong_verb, methods=["GET", "PUT", "DELETE", "PATCH", "OPTIONS"]) for path in invocation),
     ]
     handlers: dict[Any, Any] = {RewarmError: _error, HTTPException: _http_error, Exception: _fault}
-    guards = [Middleware(_LocalHostOnly)] if _is_loopback(plane.config.host) else []
+    guards = [Middleware(_LocalHostOnly)] if is_loopback(plane.config.host) else []
     return Starlette(routes=routes, exception_handlers=handlers, middleware=guards)
 
 
@@ -97,7 +97,8 @@ class _LocalHostOnly:
         await _json({"error": text, "code": "forbidden_host"}, 403)(scope, receive, send)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Nobody but this machine can reach a server on `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -122,7 +123,9 @@ async def _error(request: Request, error: RewarmError) -> Response:
 async def _http_error(request: Request, error: HTTPException) -> Response:
     if error.status_code == 405:
         response = _answer(MethodNotAllowed(f"{request.method} is not possible on {request.url.path}"))
-        response.headers.update(error.headers or {})
+        # Starlette names the methods of one route, and a path may have several.
+        routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        response.headers["Allow"] = ", ".join(sorted({method for route in routes for method in route.methods}))
         return response
     if error.status_code == 404:
         return _answer(NotFound(f"there is nothing at {request.url.path}; see docs/http-api.md"))

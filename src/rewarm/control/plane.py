@@ -104,7 +104,8 @@ class ControlPlane:
                 raise
             self._announce(revision, await asyncio.to_thread(self.store.profile, revision))
             await self._collect()
-        log.info("deployed %s version %d (%s)", revision.name, revision.version, revision.digest[:12])
+        told = "unchanged: %s is version %d (%s)" if unchanged else "deployed %s version %d (%s)"
+        log.info(told, revision.name, revision.version, revision.digest[:12])
         return {
             "name": revision.name, "version": revision.version, "digest": revision.digest, "unchanged": unchanged,
             "weights": packed or None, "asleep": dataclasses.asdict(proved[0]) if proved and proved[0] else None,

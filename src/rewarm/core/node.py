@@ -90,11 +90,10 @@ class Node:
         return self.timers.next_s()
 
     @property
-    def quiet(self) -> bool:
-        """Nothing queued and nothing running: a graceful shutdown may end here."""
-        return not any(fn.queue for fn in self.functions.values()) and not any(
-            sandbox.state is State.BUSY for sandbox in self.pool.sandboxes.values()
-        )
+    def unfinished(self) -> int:
+        """Requests queued or running: at 0 a graceful shutdown may end."""
+        queued = sum(len(fn.queue) for fn in self.functions.values())
+        return queued + sum(len(sandbox.batch or ()) for sandbox in self.pool.sandboxes.values())
 
     # ------------------------------------------------------------ requests
 
@@ -185,7 +184,7 @@ class Node:
         if fn.on_run is not None:
             fn.on_run(sandbox.revision.spec, size, event.run_s, now)
         if fn.removed or sandbox.revision is not fn.revision:
-            self.pool.destroy(sandbox, "outdated", out)
+            self.pool.destroy(sandbox, "removed" if fn.removed else "outdated", out)
             return
         if fn.queue:
             self.pump(fn, now, out)
@@ -338,7 +337,7 @@ class Node:
                 self.pool.start_ahead(fn, now, out)
         for request in [request for request in fn.queue if request.deadline_s <= now]:
             fn.queue.remove(request)
-            out.append(m.Reject(request, refusals.late(request, now)))
+            out.append(m.Reject(request, refusals.late(request, now, starting=0 < fn.rising == fn.live)))
         fn.flushing = fn.flushing and bool(fn.queue)
         if fn.queue:
             if fn.idle:

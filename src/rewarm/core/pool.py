@@ -132,6 +132,7 @@ class Pool:
             return
         self._serves_no_more(sandbox)
         sandbox.move(State.DYING)
+        sandbox.ending = reason
         self.ledger.told_to_end(sandbox.id)
         out.append(Destroy(sandbox.id, reason))
 

@@ -27,9 +27,11 @@ def full(fn: FunctionState) -> Busy:
     return Busy(text, retry_after_s=float(max(1, math.ceil(wait_s))))
 
 
-def late(request: Request, now: float) -> DeadlineExceeded:
+def late(request: Request, now: float, *, starting: bool = False) -> DeadlineExceeded:
+    """`starting`: there was no instance yet, only such on their way up."""
     waited_ms = (now - request.arrived_s) * 1e3
-    return DeadlineExceeded(f"the deadline passed after {waited_ms:.0f} ms in the queue; the work was not run")
+    what = ", while an instance was still starting" if starting else ""
+    return DeadlineExceeded(f"the deadline passed after {waited_ms:.0f} ms in the queue{what}; the work was not run")
 
 
 def over_budget(fn: FunctionState, need_bytes: int, budget_bytes: int) -> OverBudget:

@@ -125,7 +125,7 @@ class Sandbox:
     """One instance on its way up, idle, busy or on its way out."""
 
     __slots__ = (
-        "batch", "created_s", "expires_s", "found", "function", "holds_lang", "id", "idle_since_s", "key",
+        "batch", "created_s", "ending", "expires_s", "found", "function", "holds_lang", "id", "idle_since_s", "key",
         "last_used_s", "ready_at_s", "rested", "reuses", "revision", "run_deadline_s", "state", "timer_at_s", "uses",
         "worth", "worth_until_s",
     )  # fmt: skip
@@ -151,6 +151,7 @@ class Sandbox:
         self.worth_until_s = -INF
         self.holds_lang = False  # counted among those that keep the Lang layer of its key from being idle
         self.batch: list[Request] | None = None
+        self.ending = ""  # why it was told to end; empty while it was not
 
     def move(self, state: SandboxState) -> None:
         """Change state; raises IllegalMove if the table forbids it."""

@@ -35,11 +35,13 @@ class FunctionLog:
         elif rest:
             self._partial[instance] = rest
 
-    def end(self, instance: int, now_s: float) -> None:
-        """The instance is gone: its last unfinished line is a line."""
+    def end(self, instance: int, now_s: float, why: str | None = None) -> None:
+        """The instance is gone: its last unfinished line is a line, and `why`, if given, another."""
         rest = self._partial.pop(instance, b"")
         if rest:
             self._add(Line(now_s, instance, rest.decode("utf-8", "replace")))
+        if why is not None:
+            self._add(Line(now_s, instance, f"(ended: {why})"))
 
     def _add(self, line: Line) -> None:
         self._lines.append(line)
@@ -76,9 +78,9 @@ class LogStore:
     def write(self, function: str, instance: int, chunk: bytes) -> None:
         self.of(function).write(instance, chunk, self._wall_clock())
 
-    def end(self, function: str, instance: int) -> None:
-        if function in self._logs:
-            self._logs[function].end(instance, self._wall_clock())
+    def end(self, function: str, instance: int, why: str | None = None) -> None:
+        if function in self._logs or why is not None:
+            self.of(function).end(instance, self._wall_clock(), why)
 
     def forget(self, function: str) -> None:
         self._logs.pop(function, None)

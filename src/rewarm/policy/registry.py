@@ -152,7 +152,7 @@ def _fit(spec: PolicySpec, factory: Callable[..., Any], skip: int) -> dict[str, 
         name = f"{key}_s" if key not in names and f"{key}_s" in names else key
         if name not in names:
             listed = f"its parameters are {', '.join(names)}" if names else "it has none"
-            raise BadDefinition(f"policy {spec.name!r} has no parameter {key!r}{_guess(key, names)}; {listed}")
+            raise BadDefinition(f"policy {spec.name!r} has no parameter {key!r}{guess(key, names)}; {listed}")
         if name in fitted:
             raise BadDefinition(f"policy {spec.name!r}: {name} is given twice")
         fitted[name] = _value(name, value)
@@ -187,7 +187,7 @@ def _find(kind: str, menu: Mapping[str, Callable[..., Any]], name: str) -> Calla
             raise BadDefinition(f"{kind} policy {name!r} is not callable")
         return loaded  # type: ignore[no-any-return]
     names = _names(kind, menu)
-    raise BadDefinition(f"unknown {kind} policy {name!r}{_guess(name, names)}; there are {', '.join(names)}")
+    raise BadDefinition(f"unknown {kind} policy {name!r}{guess(name, names)}; there are {', '.join(names)}")
 
 
 def _names(kind: str, menu: Mapping[str, Any]) -> tuple[str, ...]:
@@ -200,6 +200,7 @@ def _entry_points(kind: str) -> dict[str, Any]:
     return {point.name: point for point in metadata.entry_points(group=f"rewarm.{kind}")}
 
 
-def _guess(name: str, names: Iterable[str]) -> str:
+def guess(name: str, names: Iterable[str]) -> str:
+    """What was most likely meant, to be put behind a complaint about `name`; "" if nothing is near."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

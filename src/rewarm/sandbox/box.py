@@ -257,11 +257,9 @@ class Box(Source):
             if number == signal.SIGKILL:
                 return OutOfMemory(f"an instance of {name!r} was killed (SIGKILL), most likely because memory ran out")
             hint = _WROTE_WEIGHTS if number == signal.SIGSEGV and self.spec.weights is not None else ""
-            return InstanceDied(
-                f"an instance of {name!r} crashed with {signal.Signals(number).name}{hint}; see: rewarm logs {name}"
-            )
+            return InstanceDied(f"an instance of {name!r} crashed with {signal.Signals(number).name}{hint}")
         code = os.waitstatus_to_exitcode(self.status)
-        return InstanceDied(f"user code of {name!r} ended its process with exit status {code}; see: rewarm logs {name}")
+        return InstanceDied(f"user code of {name!r} ended its process with exit status {code}")
 
     def release(self) -> None:
         """Close and remove everything. The process must be gone."""

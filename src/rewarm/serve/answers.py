@@ -21,6 +21,7 @@ _FORM = {
     wire.FORM_RAW: b"content-type: application/octet-stream\r\n",
     wire.FORM_V2_BINARY: b"content-type: application/octet-stream\r\ninference-header-content-length: %s\r\n",
 }
+_BAD_REQUEST: Final = 400
 _CLOSE = b"connection: close\r\n"
 
 #: AWS's names for our errors (Lambda Invoke API).
@@ -53,14 +54,17 @@ def length_end(size: int) -> bytes:
     return _LENGTH_ENDS[size] if size < _LENGTHS_MAX else _LENGTH_END % size
 
 
-def timing(call: Call, run_us: int, size: int) -> bytes:
-    """The headers that say where the time went. Queue time does not include the start-up that it waited for."""
+def timing(call: Call, status: int, run_us: int, size: int) -> bytes:
+    """The headers that say where the time went. Queue time does not include the start-up that it waited for.
+
+    What no user code was run for, a body that does not decode included, found no start.
+    """
+    start = b"rewarm-start: %s\r\n" % _START[call.start] if call.started_s and status != _BAD_REQUEST else b""
     queue_ms = max(0.0, call.started_s - call.arrived_s - call.init_s) * 1e3
     return (
-        b"rewarm-start: %s\r\nrewarm-queue-ms: %.3f\r\nrewarm-init-ms: %.3f\r\n"
-        b"rewarm-run-ms: %.3f\r\nrewarm-batch-size: %d\r\n"
-        % (_START[call.start], queue_ms, call.init_s * 1e3, run_us * 1e-3, size)
-    )
+        b"%srewarm-queue-ms: %.3f\r\nrewarm-init-ms: %.3f\r\nrewarm-run-ms: %.3f\r\nrewarm-batch-size: %d\r\n"
+        % (start, queue_ms, call.init_s * 1e3, run_us * 1e-3, size)
+    )  # fmt: skip
 
 
 #: What a worker reports of its weights (worker.weights.Weights.report), and what was read ahead, as the header says it.
@@ -102,7 +106,7 @@ def render(call: Call, answer: wire.AnyAnswer, run_us: int, size: int, common: b
     if call.close:
         extra += _CLOSE
     return b"%s%scontent-length: %d\r\n%s%s\r\n%s" % (
-        STATUS_LINES[status], form_line, len(body), timing(call, run_us, size), extra, body,
+        STATUS_LINES[status], form_line, len(body), timing(call, status, run_us, size), extra, body,
     )  # fmt: skip
 
 
@@ -112,7 +116,7 @@ def render_error(call: Call, error: RewarmError, common: bytes) -> bytes:
     if call.lambda_id:
         status, body, more = _lambda_error(call, error)
         extra += more
-    return plain(status, body, extra + timing(call, 0, 0) + _retry_after(error), close=call.close)
+    return plain(status, body, extra + timing(call, status, 0, 0) + _retry_after(error), close=call.close)
 
 
 def plain(status: int, body: bytes, extra: bytes = b"", *, close: bool = False) -> bytes:

@@ -68,7 +68,7 @@ def is_dry_run(target: Target, found: Mapping[bytes, bytes]) -> bool:
 
 def dry_run_answer(call: Call, date_line: bytes) -> bytes:
     return b"%s%sx-amzn-requestid: %s\r\ncontent-length: 0\r\n%s\r\n" % (
-        answers.STATUS_LINES[204], date_line, call.lambda_id.encode(), answers.timing(call, 0, 0),
+        answers.STATUS_LINES[204], date_line, call.lambda_id.encode(), answers.timing(call, 204, 0, 0),
     )  # fmt: skip
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 from rewarm.facts.function import PolicySpec
-from rewarm.kernel import die_with
 from rewarm.policy import registry
 from rewarm.policy.keepalive.base import KeepalivePolicy
 from rewarm.sim.costs import DEFAULTS, Costs
@@ -19,6 +17,7 @@ from rewarm.sim.machine import Machine
 from rewarm.sim.report import Report, report
 from rewarm.sim.traces.base import Options
 from rewarm.sim.traces.catalogue import open_trace
+from rewarm.sim.workers import SPAWN, Workers
 
 UNLIMITED_BYTES = 1 << 60
 _PROGRESS_S = 0.1  # between two messages of a process
@@ -85,32 +84,24 @@ def simulate_all(
             simulate(settings, spec, progress=lambda done, total, index=index: progress(index, done, total))  # type: ignore[misc]
             for index, spec in enumerate(specs)
         ]
-    context = multiprocessing.get_context("spawn")  # threads of the caller (a progress bar) and fork do not mix
-    queue = context.SimpleQueue()
-    with ProcessPoolExecutor(jobs, context, _initialise, (queue, os.getpid())) as pool:
+    queue = SPAWN.SimpleQueue()
+    with Workers(jobs, _initialise, queue) as pool:
         futures = [pool.submit(_work, index, settings, spec) for index, spec in enumerate(specs)]
-        for future in futures:
-            future.add_done_callback(lambda _: queue.put(None))
-        left = len(futures)
+        left = set(futures)
         while left:
-            message = queue.get()
-            if message is None:
-                left -= 1
-                failed = [f for f in futures if f.done() and f.exception() is not None]
-                if failed:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    break
-            else:
-                progress(*message)
+            ended, left = wait(left, _PROGRESS_S, FIRST_EXCEPTION)
+            while not queue.empty():
+                progress(*queue.get())
+            for future in ended:
+                future.result()  # the first mistake ends the others
         return [future.result() for future in futures]
 
 
 _queue: Any = None  # of the process that was started for `_work`
 
 
-def _initialise(queue: Any, parent_pid: int) -> None:
+def _initialise(queue: Any) -> None:
     global _queue
-    die_with(parent_pid)  # whoever is killed half way leaves nothing running
     _queue = queue
 
 

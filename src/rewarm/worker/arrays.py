@@ -6,6 +6,7 @@ different shapes or dtypes (only possible where these were not declared) run as 
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import traceback
@@ -64,6 +65,10 @@ class ArrayEngine:
             self._flat_rows and first.size is not None and first.size <= _JOINT_SIZE_MAX
             and first.dtype is not None and (first.dtype.kind == "f" or first.dtype.itemsize == 8)
         )  # fmt: skip
+        # Of doubles that are to become shorter floats: while the sum of their squares is below it, each of them fits.
+        self._squares_max = math.inf
+        if first.dtype is not None and first.dtype.kind == "f" and first.dtype.itemsize < 8:
+            self._squares_max = float(np.finfo(first.dtype).max) ** 2
 
     def run(self, items: list[wire.Item], limit_ms: int) -> answers.Outcome:
         """One answer per item, in order."""
@@ -122,7 +127,16 @@ class ArrayEngine:
         if text is None:
             return None
         numbers = _numbers(self._parser, text, _BUFFER_TYPE[spec.dtype.kind])
+        if not self._all_fit(numbers):
+            return None
         return numbers.reshape(len(bodies), spec.size).astype(spec.dtype)
+
+    def _all_fit(self, numbers: Array) -> bool:
+        """None of them can become infinite in the declared dtype. One product, because each request pays for it.
+
+        Not `dot`, which would warn of an overflow of its own.
+        """
+        return self._squares_max == math.inf or float(np.vdot(numbers, numbers)) <= self._squares_max
 
     def _run_fast(self, items: list[wire.Item], results: list[wire.Answer | None]) -> int:
         spec = self._inputs[0]
@@ -164,7 +178,10 @@ class ArrayEngine:
             except (TypeError, ValueError, RuntimeError):
                 row = None  # not a flat list of such numbers: let the careful path say what it is
                 self._parser = simdjson.Parser()
-            if row is not None and len(row) == batch.shape[1] and (batch.dtype.kind == "f" or batch.itemsize == 8):
+            if (
+                row is not None and len(row) == batch.shape[1] and self._all_fit(row)
+                and (batch.dtype.kind == "f" or batch.itemsize == 8)
+            ):  # fmt: skip
                 batch[index] = row
                 return
         batch[index] = row_from_json(body, self._inputs)[spec.name].reshape(-1)

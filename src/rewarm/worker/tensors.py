@@ -106,7 +106,7 @@ def _extent(value: Any) -> tuple[int, int]:
 
 
 def _convert(value: Any, dtype: np.dtype[Any], name: str) -> Array:
-    """Nested lists to an array of `dtype`; integers must be whole and in range, nothing is silently cut."""
+    """Nested lists to an array of `dtype`; numbers must be in range and integers whole, nothing is silently cut."""
     try:
         if dtype.kind == "O":
             return np.asarray(value, dtype=object)
@@ -127,7 +127,11 @@ def _convert(value: Any, dtype: np.dtype[Any], name: str) -> Array:
             too_large = raw.max() >= float(limits.max) + 1.0 if raw.dtype.kind == "f" else raw.max() > limits.max
             if raw.min() < limits.min or too_large:
                 raise BadTensor(f"input {name!r} holds values outside the range of {dtype.name}")
-        return raw.astype(dtype)
+        with np.errstate(over="ignore"):  # said to the caller, not in the function's log
+            array = raw.astype(dtype)
+        if dtype.kind == "f" and not np.isfinite(array).all():  # JSON has no infinity: it was a number
+            raise BadTensor(f"input {name!r} holds values outside the range of {dtype.name}")
+        return array
     except BadTensor:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError):
@@ -140,7 +144,10 @@ def _fit(spec: Input, row: Array, shape: tuple[int, ...]) -> Array:
         return row
     if row.ndim == 1 and spec.size == row.size:
         return row.reshape(shape)
-    raise BadTensor(f"input {spec.name!r}: one row has shape {list(shape)}, the body has {list(row.shape)}")
+    text = f"input {spec.name!r}: one row has shape {list(shape)}, the body has {list(row.shape)}"
+    if row.ndim == len(shape) + 1:
+        text += "; several rows go to POST /v2/models/NAME/infer"
+    raise BadTensor(text)
 
 
 def row_from_raw(body: Any, inputs: list[Input]) -> dict[str, Array]:

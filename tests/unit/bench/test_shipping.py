@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rewarm.bench.shipping import Wish, find_example, of_target
-from rewarm.errors import BadDefinition, NotFound, RewarmError, SystemFault
+from rewarm.errors import BadDefinition, NotFound, RewarmError
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 
@@ -188,7 +188,7 @@ def test_a_folder_file_that_cannot_be_meant(tmp_path: Path, toml: str | None, co
 
 def test_the_example_is_found_or_its_absence_is_told(tmp_path: Path) -> None:
     assert find_example("any", tmp_path) == tmp_path
-    with pytest.raises(SystemFault, match=r"in a checkout of rewarm, or name its folder with --app$"):
+    with pytest.raises(NotFound, match=r"in a checkout of rewarm, or name its folder with --app$"):
         find_example("digits", tmp_path / "gone", "--app")
-    with pytest.raises(SystemFault, match=r"in a checkout of rewarm$"):
+    with pytest.raises(NotFound, match=r"in a checkout of rewarm$"):
         find_example("gone")

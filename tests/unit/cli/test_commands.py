@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,54 @@ def test_deploy_as_json_and_unchanged(cli: Cli, fake: Any, handler: Path) -> Non
     args = ("deploy", str(handler), "--handler", "handler.main", "--url", fake.url)
     assert json.loads(cli(*args, "--json").stdout) == done
     assert cli(*args).stdout.startswith("unchanged handler version 2")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "data"),
+    [
+        ([{"name": "x", "dtype": "float32", "shape": [3]}], "'[0,0,0]'"),
+        ([{"name": "x", "dtype": "bool", "shape": [-1, 2]}], "'[[false,false]]'"),
+        ([{"name": "x", "dtype": "object", "shape": []}], "'\"\"'"),
+        ([{"name": n, "dtype": "int8", "shape": []} for n in "ab"], '\'{"a":0,"b":0}\''),
+        ([{"name": "x", "dtype": "float32", "shape": [784]}], "…"),
+        ([{"name": "x", "dtype": "float32", "shape": [1]}, {"name": "y"}], "…"),
+        ([], "…"),
+    ],
+)
+def test_deploy_shows_a_call_that_can_be_pasted(
+    cli: Cli, fake: Any, handler: Path, inputs: list[Any], data: str
+) -> None:
+    fake.replies["GET /api/v1/functions/handler"] = lambda _: (
+        200,
+        {},
+        json.dumps({"spec": {"inputs": inputs}}).encode(),
+    )
+    found = cli("deploy", str(handler), "--handler", "handler.main", "--url", fake.url)
+    assert found.stdout.splitlines()[-1] == f"next: rewarm invoke handler --data {data} --url {fake.url}"
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("def main(:\n", "SyntaxError"),
+        ("import no_such_package\n", "no_such_package"),
+        ("def other(event, context): ...\n", "main"),
+    ],
+)
+def test_deploy_of_what_does_not_import_is_the_callers_mistake(
+    cli: Cli, fake: Any, handler: Path, source: str, complaint: str
+) -> None:
+    handler.write_text(source)
+    found = cli("deploy", str(handler), "--handler", "handler.main", "--url", fake.url, "--json")
+    assert found.exit_code == 2
+    assert json.loads(found.stdout)["code"] == "start_failed"
+    assert complaint in found.stderr
+
+
+def test_invoke_without_a_body_points_at_data(cli: Cli, fake: Any) -> None:
+    fake.fail("POST /invoke/f", 400, "bad_tensor", "the body has no input 'x'")
+    assert "hint: give a body: rewarm invoke f --data JSON" in cli("invoke", "f", "--url", fake.url).stderr
+    assert "hint" not in cli("invoke", "f", "--data", "[1]", "--url", fake.url).stderr
 
 
 def test_invoke_prints_the_answer_and_where_the_time_went(cli: Cli, fake: Any) -> None:
@@ -196,6 +245,18 @@ def test_logs(cli: Cli, fake: Any) -> None:
     assert json.loads(cli("logs", "f", "--json", "--url", fake.url).stdout) == {"lines": lines}
 
 
+def test_logs_of_an_instance_that_is_not_there_and_of_what_prints_nothing(cli: Cli, fake: Any) -> None:
+    fake.replies["GET /api/v1/functions/f/logs"] = lambda _: (200, {}, b'{"lines": []}')
+    fake.instances["instances"] = [{"id": 7, "function": "f"}, {"id": 8, "function": "g"}]
+    for args in ((), ("--instance", "7")):
+        found = cli("logs", "f", *args, "--url", fake.url)
+        assert (found.exit_code, found.stdout, found.stderr) == (0, "", "f has printed nothing\n")
+    for unknown in ("8", "99"):
+        found = cli("logs", "f", "--instance", unknown, "--url", fake.url)
+        assert found.exit_code == 2
+        assert found.stderr.startswith(f"error: f has no instance {unknown}; rewarm ps")
+
+
 def test_a_follower_sees_every_line_once() -> None:
     def line(t_s: float, text: str) -> dict[str, Any]:
         return {"t_s": t_s, "instance": 1, "text": text}
@@ -240,6 +301,23 @@ def test_load_counts_errors_by_code(cli: Cli, fake: Any) -> None:
     assert report["errors"] == {"queue_full": 5}
     assert report["slo_pct"] == 0
     assert "error queue_full" in cli(*args).stdout
+
+
+def test_load_that_fails_altogether_says_so(cli: Cli, fake: Any) -> None:
+    fake.deploy("f")
+    args = ("load", "f", "--rate", "50", "--duration", "100ms", "--url", fake.url)
+    fake.fail("POST /invoke/f", 500, "function_error", "ValueError: no")
+    found = cli(*args)
+    assert found.exit_code == 5
+    assert re.search(r"latency p99 +– *\n", found.stdout)
+    assert "all requests failed, most with function_error\nhint: rewarm logs f" in found.stderr
+    found = cli(*args, "--json")
+    assert found.exit_code == 5
+    assert set(json.loads(found.stdout)["latency_ms"].values()) == {None}
+    fake.fail("POST /invoke/f", 429, "queue_full", "full")
+    found = cli(*args)
+    assert found.exit_code == 3
+    assert "hint" not in found.stderr
 
 
 def test_load_of_an_unknown_function_sends_nothing(cli: Cli, fake: Any) -> None:

@@ -83,5 +83,5 @@ def test_wrong_answers_stop_the_experiment_and_the_function_is_removed(fake: Any
 
 def test_an_example_that_is_not_there_is_told(cli: Callable[..., Result], tmp_path: Path) -> None:
     found = cli("experiment", "batching", "--quick", "--app", str(tmp_path / "gone"))
-    assert found.exit_code == 1
+    assert found.exit_code == 2
     assert "--app" in found.stderr

@@ -28,8 +28,7 @@ def test_every_command_has_examples_and_json(cli: Cli, name: str) -> None:
     found = cli(*name.split(), "--help")
     assert found.exit_code == 0
     assert "Examples:" in found.stdout
-    if name != "experiment":
-        assert "--json" in found.stdout
+    assert ("--json" in found.stdout) == (name not in ("experiment", "serve"))
 
 
 def test_importing_the_command_line_imports_nothing_heavy() -> None:
@@ -50,6 +49,20 @@ def test_a_server_that_is_not_there(cli: Cli) -> None:
     assert found.exit_code == 1
     assert found.stderr == f"error: no rewarm server answers at {url}; start one with: rewarm serve\n"
     assert found.stdout == ""
+
+
+def test_a_server_that_is_not_there_has_a_code_of_its_own(cli: Cli) -> None:
+    for url in (f"http://127.0.0.1:{free_port()}", "http://no-such-host.invalid"):
+        found = cli("ls", "--json", "--url", url)
+        assert found.exit_code == 1
+        assert json.loads(found.stdout)["code"] == "no_server"
+
+
+@pytest.mark.parametrize("group", [(), ("experiment",), ("microvm",)])
+def test_a_group_without_a_command_shows_its_help_as_it_is(cli: Cli, group: tuple[str, ...]) -> None:
+    found = cli(*group)
+    assert found.output.rstrip("\n") == cli(*group, "--help").stdout.rstrip("\n")
+    assert "error:" not in found.output
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 from rewarm.control.http import make_application
 
 
-async def ask(bound: str, *hosts: str) -> tuple[int, Any]:
-    """GET / with these Host headers of a server bound to `bound`."""
+async def request(bound: str, *hosts: str, method: str = "GET", path: str = "/") -> tuple[int, dict[bytes, bytes], Any]:
+    """Status, headers and body of a request with these Host headers to a server bound to `bound`."""
     config = SimpleNamespace(host=bound)
     executor = SimpleNamespace(layers={})
     plane: Any = SimpleNamespace(config=config, executor=executor, stats={}, gauges=lambda: iter(()), version="1")
@@ -25,12 +25,18 @@ async def ask(bound: str, *hosts: str) -> tuple[int, Any]:
         sent.append(message)
 
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
-        "path": "/", "raw_path": b"/", "root_path": "", "query_string": b"", "client": None, "server": None,
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+        "path": path, "raw_path": path.encode(), "root_path": "", "query_string": b"", "client": None, "server": None,
         "headers": [(b"host", host.encode("latin-1")) for host in hosts],
     }  # fmt: skip
     await make_application(plane)(scope, receive, send)
-    return sent[0]["status"], orjson.loads(b"".join(message.get("body", b"") for message in sent[1:]))
+    said = orjson.loads(b"".join(message.get("body", b"") for message in sent[1:]))
+    return sent[0]["status"], dict(sent[0]["headers"]), said
+
+
+async def ask(bound: str, *hosts: str) -> tuple[int, Any]:
+    status, _, said = await request(bound, *hosts)
+    return status, said
 
 
 @pytest.mark.parametrize("bound", ["127.0.0.1", "127.0.0.9", "::1", "localhost", "LocalHost"])
@@ -48,3 +54,18 @@ async def test_a_loopback_server_answers_local_names_only(bound: str) -> None:
 @pytest.mark.parametrize("bound", ["0.0.0.0", "::", "192.0.2.7", "gpu7.example"])
 async def test_any_other_server_may_have_any_name(bound: str) -> None:
     assert (await ask(bound, "gpu7.example"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PATCH", "/api/v1/functions/hello", b"DELETE, GET, HEAD"),
+        ("POST", "/api/v1/functions", b"GET, HEAD, PUT"),
+        ("GET", "/api/v1/functions/hello/profile/twin", b"DELETE, POST"),
+        ("DELETE", "/metrics", b"GET, HEAD"),
+        ("OPTIONS", "/invoke/hello", b"POST"),
+    ],
+)
+async def test_a_wrong_verb_is_told_every_right_one(method: str, path: str, allowed: bytes) -> None:
+    status, headers, said = await request("127.0.0.1", method=method, path=path)
+    assert (status, said["code"], headers[b"allow"]) == (405, "method_not_allowed", allowed)

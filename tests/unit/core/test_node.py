@@ -164,6 +164,20 @@ def test_deadline_in_the_queue(world: World) -> None:
     assert late not in world.fake.ran
 
 
+def test_a_deadline_that_passes_during_a_start_says_so(world: World) -> None:
+    world.fake.seconds = Seconds(user=8.0)
+    world.deploy("f", max_instances=1)
+    hurried, patient = world.arrive("f", within_s=2.0), world.arrive("f", payload="hangs")
+    world.run_for(3.0)
+    said = str(world.answers[hurried])
+    assert "2000 ms in the queue, while an instance was still starting; the work was not run" in said
+    world.run_for(10.0)
+    queued = world.arrive("f", within_s=1.0)
+    world.run_for(2.0)
+    assert patient not in world.answers
+    assert "1000 ms in the queue; the work was not run" in str(world.answers[queued])
+
+
 def test_a_deadline_that_has_passed_when_the_request_comes(world: World) -> None:
     world.deploy("f")
     world.arrive("f")
@@ -491,13 +505,13 @@ def test_draining(world: World) -> None:
     world.deploy("g")
     waiting = world.burst("f", 6, within_s=1000.0)
     world.tell(m.Draining())
-    assert not world.node.quiet
+    assert world.node.unfinished == 6
     refused = world.arrive("f")
     assert world.rejected(refused, Unavailable)
     assert world.rejected(world.arrive("nobody"), Unavailable)
     world.run_for(30.0)
     assert world.ok(*waiting)
-    assert world.node.quiet
+    assert world.node.unfinished == 0
     world.tell(m.Load("g"))
     assert not world.ids("g")
 

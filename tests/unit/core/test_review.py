@@ -61,6 +61,23 @@ def test_the_final_draining_refuses_the_queue_and_starts_nothing() -> None:
     assert started(machine.handle(m.Exited(sandbox_id), 0.3)) == []
 
 
+def test_the_final_draining_tells_who_is_running_that_the_server_ends() -> None:
+    machine = node()
+    machine.handle(m.Deployed(revision()), 0.0)
+    running = Request("f", 0.0, 3600.0)
+    (sandbox_id,) = started(machine.handle(m.Arrived(running), 0.0))
+    up(machine, sandbox_id, 0.1)
+    assert machine.unfinished == 1
+    assert not machine.handle(m.Draining(), 0.2)
+    destroy, reject = machine.handle(m.Draining(final=True), 0.3)
+    assert destroy == m.Destroy(sandbox_id, "shutdown")
+    assert isinstance(reject, m.Reject) and reject.request is running and isinstance(reject.error, Unavailable)
+    assert machine.handle(m.RunDone(sandbox_id, 0.1), 0.4) == []
+    assert not any(isinstance(effect, m.Reject) for effect in machine.handle(m.Exited(sandbox_id), 0.5))
+    assert machine.unfinished == 0
+    machine.check()
+
+
 def test_holds_leave_no_pile_of_timers() -> None:
     machine = node()
     gathering = PolicySpec("dynamic", {"max_size": 8, "max_wait_s": 0.005})

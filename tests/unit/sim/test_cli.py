@@ -121,6 +121,13 @@ def test_mistakes_are_one_line_and_exit_2(trace: str, args: list[str], says: str
     assert "Traceback" not in done.output
 
 
+def test_a_trace_without_calls_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("t_s,function,duration_s\n", "utf-8")
+    done = sim(str(tmp_path / "empty.csv"))
+    assert done.exit_code == 2
+    assert "the file has a header and no rows" in done.output
+
+
 def test_an_unknown_trace() -> None:
     done = sim("azure-2020")
     assert done.exit_code == 2

@@ -86,7 +86,7 @@ def test_parts_of_a_trace(tmp_path: Path) -> None:
         (PLAIN + "-1,a,1\n", 2, "t_s is negative"),
         (PLAIN + "0,a,1\n5,a,1\n4.9,a,1\n", 4, "a call at 4.9 s comes after one at 5 s; sort the rows"),
         (PLAIN + "0,../a,1\n", 2, "'../a' is not a function name"),
-        (PLAIN, None, "no call is left"),
+        (PLAIN, None, "the file has a header and no rows; name a trace with calls"),
         (PLAIN + '0,"' + "a" * (1 << 21) + '",1\n', 2, "not CSV"),
         (PLAIN + "0,a\0,1\n", 2, "not"),
     ],
@@ -201,7 +201,7 @@ def test_azure_2019_in_part(tmp_path: Path) -> None:
         (minutes("a,http,1,1,1,5,5", "a,http,1,1,1,5,5"), 3, "the function 'a' comes twice"),
         (minutes("a b,http,1,1,1,5,5"), 2, "'a b' is not a function name"),
         (minutes("a,http,1,1"), 2, "4 columns where the header has 7"),
-        (minutes(), None, "no function is left"),
+        (minutes(), None, "the file has a header and no rows"),
     ],
 )
 def test_azure_2019_mistakes(tmp_path: Path, text: str, row: int | None, says: str) -> None:

@@ -54,6 +54,16 @@ def refused(answer: wire.Answer, code: str) -> str:
     return str(said["error"])
 
 
+def test_what_json_cannot_say_is_null() -> None:
+    made = engine(lambda x: np.array([[np.nan, np.inf, 1.0]] * len(x), "float32"))
+    raw = np.array([np.nan, np.inf, 1.0], "float32").tobytes()
+    for kind, said in ((wire.KIND_JSON, b"[null,null,1.0]"), (wire.KIND_RAW, raw)):
+        for found in every_way(made, kind, [1.0, 2.0]):
+            assert [answer.body for answer in found] == [said, said]
+    (answer,) = every_way(made, wire.KIND_V2, [1.0])[0]
+    assert orjson.loads(answer.body)["outputs"][0]["data"] == [None, None, 1.0]
+
+
 def wide(x: np.ndarray) -> np.ndarray:
     return np.zeros((len(x), TOO_MUCH // 2 + 1), "uint8")
 

@@ -74,6 +74,11 @@ CASES = {
     ),
     "a header length of many digits": (F4, GOOD_F4, v2([1, 4], "FP32", data=[1, 2, 3, 4], meta=b"9" * 5000)),
     "a huge number": (F4, GOOD_F4, plain(b"[" + b"9" * 5000 + b",1,2,3]")),
+    "beyond float32": (F4, GOOD_F4, plain([1e39, 1, 3, 4])),
+    "beyond float16": (Tensor("float16", (SIZE,)), GOOD_F4, plain([1, 2, 3, -70000])),
+    "beyond float16, an integer": (Tensor("float16", (2, 2)), GOOD_F4, plain([[1, 2], [3, 70000]])),
+    "beyond float32, in v2": (F4, v2([1, 4], "FP32", data=[1, 2, 3, 4]), v2([1, 4], "FP32", data=[1, 2, 3, -1e39])),
+    "beyond float32, undeclared in v2": (None, GOOD_F4, v2([1, 4], "FP32", data=[1e39, 2, 3, 4])),
 }  # fmt: skip
 
 
@@ -113,6 +118,29 @@ def test_whatever_the_decoder_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     for made in (engine(F4), engine(None), HandlerEngine(lambda e, _: e, FunctionSpec("h", "handler", "app:h"), 1)):
         assert codes(made.run_bodies(wire.KIND_JSON, [evil.body, GOOD_F4.body], LIMIT_MS)) == [400, 200]
         assert codes(made.run([evil, GOOD_F4], LIMIT_MS)) == [400, 200]
+
+
+LARGEST_F4 = float(np.finfo("float32").max)
+
+
+@pytest.mark.filterwarnings("error")  # a warning would be in the function's log
+@pytest.mark.parametrize("number", [b"1e39", b"-1e300"])
+def test_floats_beyond_the_declared_dtype_are_refused_by_name(number: bytes) -> None:
+    (answer,) = engine(F4).run_bodies(wire.KIND_JSON, [b"[%s,1,3,4]" % number], LIMIT_MS).answers or ()
+    assert answer.status == 400
+    assert orjson.loads(answer.body) == {
+        "error": "input 'x' holds values outside the range of float32", "code": "bad_tensor",
+        "error_type": "BadTensor",
+    }  # fmt: skip
+
+
+def test_the_largest_floats_are_taken_and_raw_infinities_too() -> None:
+    same = ArrayEngine(Same(), FunctionSpec("same", "predict", "app:Same", inputs=(("x", F4),)), 1)
+    raw = np.array([np.inf, -np.inf, np.nan, LARGEST_F4], "<f4").tobytes()
+    assert same.run_bodies(wire.KIND_RAW, [raw], LIMIT_MS).bodies == [raw]
+    largest = orjson.dumps([LARGEST_F4, -LARGEST_F4, LARGEST_F4, 0])
+    (answer,) = same.run_bodies(wire.KIND_JSON, [largest], LIMIT_MS).answers or ()
+    assert np.array_equal(np.float32(orjson.loads(answer.body)), np.float32(orjson.loads(largest)))
 
 
 BIG = (1 << 63) - 1  # of which a float would make another number
