@@ -198,7 +198,7 @@ class Machine:
     def _happen(self, event: m.Event, now: float, sequence: int) -> list[m.Effect]:
         """The meter and the core take note of `event`, unless it is about something that was told to end since."""
         if isinstance(event, m.RunDone):
-            return self._note(event, now)
+            return self._note(event, now) if event.sandbox_id in self._boxes else []
         if isinstance(event, m.Raised):
             return self._raised(event, now)
         if isinstance(event, m.Slept):
