@@ -46,6 +46,7 @@ _API_SOCKET, _VSOCK_SOCKET, _PAGER_SOCKET = "api.sock", "vsock.sock", "pager.soc
 _POLL_S = 0.005
 _CONNECT_WAIT_S = 60.0  # a guest listens once it has booted
 _READ_BYTES = 1 << 16
+_LAST_WORDS_WAIT_S = 1.0  # for an answer on its way from one that has ended
 
 
 class Firecracker(NamedTuple):
@@ -181,8 +182,9 @@ class FirecrackerMachine(Monitor):
     # ------------------------------------------------------------ on its way up
 
     def _begin(self, steps: Callable[[], Awaitable[None]]) -> None:
-        self._life = asyncio.get_running_loop().create_task(self._live(steps))
-        self.when_ended(lambda _: self._life.cancel())
+        loop = asyncio.get_running_loop()
+        self._life = loop.create_task(self._live(steps))
+        self.when_ended(lambda _: loop.call_later(_LAST_WORDS_WAIT_S, self._life.cancel))
 
     async def _live(self, steps: Callable[[], Awaitable[None]]) -> None:
         """Come up, then carry bytes between the guest's ports and ours; ours hear the end."""

@@ -48,7 +48,8 @@ def test_what_is_read_and_held_is_what_each_way_says(result: Result) -> None:
         assert read_mb == pytest.approx(whole_mb, rel=0.05) and private_mb > 0.9 * whole_mb, mode
     reads_mb = {pct: row("streamed", pinned_pct=pct)[0] for pct in (0, 25, 50)}
     assert streamed_mb * 0.95 < reads_mb[0] < whole_mb * 1.05
-    assert reads_mb[0] - reads_mb[50] == pytest.approx(streamed_mb / 2, rel=0.2)
+    # The kernel reads ahead into the table behind it, as far as it likes.
+    assert reads_mb[0] - reads_mb[50] == pytest.approx(streamed_mb / 2, abs=0.1 * streamed_mb + 8)
     assert reads_mb[0] > reads_mb[25] > reads_mb[50]
     for mode, cache in (("streamed", "cold"), ("streamed", "warm"), ("on-demand", "cold"), ("warm", "warm")):
         assert row(mode, cache)[1] < 0.4 * whole_mb, mode

@@ -81,12 +81,23 @@ async def say(machine: FirecrackerMachine, line: bytes) -> bytes:
     return await asyncio.wait_for(loop.sock_recv(machine.fn, 100), 10)
 
 
+async def logged(machine: FirecrackerMachine) -> bytes:
+    """What it has written, once it has."""
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(machine.log_fd, readable.set)
+    try:
+        await asyncio.wait_for(readable.wait(), 10)
+    finally:
+        loop.remove_reader(machine.log_fd)
+    return os.read(machine.log_fd, 100)
+
+
 async def test_boot(bench: Bench) -> None:
     machine = bench.boot()
     try:
         await machine.running()
         assert await say(machine, b"hello\n") == b"HELLO\n"
-        assert os.read(machine.log_fd, 100) == b"log\n"
+        assert await logged(machine) == b"log\n"
         assert machine.last_words() == "up"
         folder = str(bench.folder)
         (_, _, boot), *others = bench.requests()
