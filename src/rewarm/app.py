@@ -128,19 +128,16 @@ class _Server(uvicorn.Server):
         node = self._executor.node
         if node.unfinished:
             it = "it" if node.unfinished == 1 else "them"
-            log.info("finishing %s, up to %g s; Ctrl-C again drops %s", _requests(node), self._drain_s, it)
+            left = counted(node.unfinished, "request")
+            log.info("finishing %s, up to %g s; Ctrl-C again drops %s", left, self._drain_s, it)
         draining = asyncio.create_task(self._executor.drain(self._drain_s))
         while not draining.done() and not self.force_exit:  # a second Ctrl-C means now
             await asyncio.wait({draining}, timeout=_FORCE_POLL_S)
         if not draining.done() or not draining.result():
             draining.cancel()
-            log.warning("shutting down with %s unfinished", _requests(node))
+            log.warning("shutting down with %s unfinished", counted(node.unfinished, "request"))
             self._executor.post(m.Draining(final=True))
         await super().shutdown(sockets)
-
-
-def _requests(node: Node) -> str:
-    return "1 request" if node.unfinished == 1 else f"{node.unfinished} requests"
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -81,22 +81,15 @@ def _drain(node: Node, event: m.Draining, now: float, out: list[Effect]) -> None
     node.draining = node.pool.ground.draining = True
     if event.final:
         node.pool.close(out)
-        _end_busy(node, out)
+        for sandbox in node.pool.sandboxes.values():
+            if sandbox.batch:  # what still runs is lost, by no fault of its function
+                node.cut_short(sandbox, "shutdown", refusals.draining(), out)
     for fn in node.functions.values():
         if event.final:
             node.reject_all(fn, refusals.draining(), out)
         if fn.queue:
             fn.flushing = True
             node.pump(fn, now, out)
-
-
-def _end_busy(node: Node, out: list[Effect]) -> None:
-    """What still runs is lost: not by the function's fault, and its callers are told so."""
-    for sandbox in node.pool.sandboxes.values():
-        lost, sandbox.batch = sandbox.batch, None
-        if lost:
-            node.pool.destroy(sandbox, "shutdown", out)
-            out.extend(m.Reject(request, refusals.draining()) for request in lost)
 
 
 HANDLERS: dict[type, Callable[..., None]] = {

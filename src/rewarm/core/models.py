@@ -63,7 +63,7 @@ class Model:
 
     __slots__ = (
         "_cold_at_s", "_cold_per_s", "_machine", "_speeds", "key", "layers", "limit_bytes", "limit_until_s",
-        "ordered_bytes", "passes", "pinned_bytes", "setup_s", "sharers", "spans", "waiting", "wishes",
+        "ordered_bytes", "passes", "pinned_bytes", "setup_s", "sharers", "spans", "streamed_bytes", "waiting", "wishes",
     )  # fmt: skip
 
     def __init__(self, facts: PackFacts, machine: _Speeds) -> None:
@@ -73,6 +73,7 @@ class Model:
         self.passes = 1  # that measurement; the one at packing is the first
         self.wishes: dict[str, Pin] = {}  # what each function that uses it said of its pin
         self.spans: Spans = facts.spans
+        self.streamed_bytes = facts.streamed_bytes
         self.sharers: dict[Model, float] = {}  # models that have the same bytes, and how much of this one they have
         self.pinned_bytes = 0
         self.ordered_bytes = 0  # by the last Pin
@@ -97,10 +98,6 @@ class Model:
         if "all" in wishes:
             return "all"
         return max(sizes) if sizes else "auto" if "auto" in wishes else "none"
-
-    @property
-    def streamed_bytes(self) -> int:
-        return sum(layer.size_bytes for layer in self.layers if not layer.on_demand)
 
     @property
     def bandwidth_bytes_s(self) -> float:

@@ -368,13 +368,16 @@ class Node:
             self._start_failed(fn, refusals.start_timeout(fn, now - sandbox.created_s), now, out)
 
     def _timed_out(self, sandbox: Sandbox, now: float, out: list[Effect]) -> None:
-        fn, batch = sandbox.function, sandbox.batch or []
-        sandbox.batch = None
-        error = refusals.timeout(fn, sandbox.revision.spec.timeout_s)
-        self.pool.destroy(sandbox, "timeout", out)
-        out.extend(m.Reject(request, error) for request in batch)
+        fn = sandbox.function
+        self.cut_short(sandbox, "timeout", refusals.timeout(fn, sandbox.revision.spec.timeout_s), out)
         if fn.queue and not fn.removed and not fn.idle:
             self.scale(fn, now, out)
+
+    def cut_short(self, sandbox: Sandbox, reason: str, error: RewarmError, out: list[Effect]) -> None:
+        """End an instance in the middle of its run, whose callers are told `error`."""
+        batch, sandbox.batch = sandbox.batch or [], None
+        self.pool.destroy(sandbox, reason, out)
+        out.extend(m.Reject(request, error) for request in batch)
 
     def check(self) -> None:
         """Raises AssertionError unless every invariant of the module docstring holds."""

@@ -14,7 +14,7 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rewarm import kernel
@@ -22,6 +22,7 @@ from rewarm.errors import WeightsCorrupt
 
 PAGE_BYTES = mmap.PAGESIZE
 CHUNK_BYTES = 16 << 20  # one system call asks for no more, so that whoever wants to stop waits for no more
+ROWS_MAX = 8192  # of a table that are asked for ahead at a time; what is read beyond them costs a page fault each
 
 _MADV_POPULATE_READ = 22  # Linux ≥ 5.14
 _EHWPOISON = 133  # memory that has failed; `errno` does not know it
@@ -57,6 +58,19 @@ def will_need(address: int, size_bytes: int) -> None:
     """Begin to read the pages of some mapped memory, without waiting (MADV_WILLNEED). Only advice: it never fails."""
     first = address - address % PAGE_BYTES
     _libc.madvise(first, address + size_bytes - first, mmap.MADV_WILLNEED)
+
+
+def fetch_rows(
+    fetch: Callable[[int, int], None], begin: int, row_bytes: int, count: int, numbers: Iterable[int]
+) -> None:
+    """Ask by `fetch(where, size_bytes)` for rows of a table of `count` rows that is at `begin`, all at once.
+
+    One after the other they would be page faults, each waiting behind a large read. A number that no row has is passed
+    over.
+    """
+    for number in numbers:
+        if 0 <= number < count:
+            fetch(begin + number * row_bytes, row_bytes)
 
 
 class Mapped:
@@ -141,9 +155,9 @@ class Mapped:
             if _libc.madvise(self._address + first, last - first, mmap.MADV_RANDOM) != 0:
                 self._fail("madvise")
 
-    def ask_for(self, begin: int, end: int) -> None:
-        """Begin to read the range, without waiting and without reading ahead: it is advice, and never fails."""
-        will_need(self._address + begin, end - begin)
+    def will_need(self, begin: int, size_bytes: int) -> None:
+        """Begin to read so much from `begin` on, without waiting. Only advice: it never fails."""
+        will_need(self._address + begin, size_bytes)
 
     def is_cached(self) -> bool:
         """Whether all of it is in memory; False also where the kernel does not tell (`kernel.cached_bytes`)."""

@@ -17,15 +17,12 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from rewarm.weights.format import Index, LayerEntry
-from rewarm.weights.pages import will_need
+from rewarm.weights.pages import ROWS_MAX, fetch_rows, will_need
 
 #: They use the parameters of their children without calling these.
 _WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 #: Of their weights some rows are read.
 TABLES = (nn.Embedding, nn.EmbeddingBag)
-
-
-_ROWS_MAX = 8192  # asked for ahead; what a pass reads beyond them costs a page fault each
 
 
 class Pass(NamedTuple):
@@ -89,7 +86,7 @@ class Watch:
             self._marks.clear()
         self._depth += 1
         if part.table is not None and self._fetch is not None and arguments:
-            _fetch_rows(part.table, arguments[0], self._fetch)
+            _look_ahead(part.table, arguments[0], self._fetch)
         waited_s = self._wait(part.wait) if part.wait >= 0 else 0.0
         if part.clock >= 0:
             self._marks.append((part.clock, now_s, waited_s))
@@ -153,15 +150,14 @@ def _parts(module: nn.Module, layers: Sequence[LayerEntry], tied: Mapping[str, s
     return parts
 
 
-def _fetch_rows(table: Any, ids: Any, fetch: Callable[[int, int], None]) -> None:
-    """Ask for all rows at once: one after the other they would be page faults, each waiting behind a large read."""
+def _look_ahead(table: Any, ids: Any, fetch: Callable[[int, int], None]) -> None:
+    """Ask for the rows that are about to be looked up."""
     if not isinstance(ids, torch.Tensor) or ids.is_floating_point() or ids.device.type != "cpu":
         return
     weight = table.weight
     row_bytes = weight.stride(0) * weight.element_size()
-    for row in torch.unique(ids)[:_ROWS_MAX].tolist():
-        if 0 <= row < weight.shape[0]:
-            fetch(weight.data_ptr() + row * row_bytes, row_bytes)
+    rows = torch.unique(ids)[:ROWS_MAX].tolist()
+    fetch_rows(fetch, weight.data_ptr(), row_bytes, weight.shape[0], rows)
 
 
 class FirstPass:

@@ -31,14 +31,13 @@ import onnxruntime
 
 from rewarm.errors import RewarmError
 from rewarm.weights.format import GRAPH_NAME, Pack
-from rewarm.weights.pages import Mapped
+from rewarm.weights.pages import ROWS_MAX, Mapped, fetch_rows
 
 #: Well beyond the runs that pay for making the second session in time (BERT-base: 6 to 16), since its copy of the
 #: weights costs memory for as long as the instance lives. A choice, not tuned.
 REPACK_RUNS = 32
 #: In an idle moment sooner, but not for a function that is hardly called: the copy costs memory.
 REPACK_IDLE_RUNS, REPACK_IDLE_S = 8, 1.0
-_ROWS_MAX = 8192  # of each input, that are asked for ahead
 #: Most weights are copied once, and some room has to be left for the function itself.
 _REPACK_BYTES_PER_BYTE = 1.5
 
@@ -162,28 +161,26 @@ class PackedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         if self.passed is not None:
             return self._answer(method, arguments)
         if self.rows_of is not None:
-            self._ask_for_rows(self.rows_of, arguments[1])
+            self._look_ahead(self.rows_of, arguments[1])
         since_s, since_cpu_s = time.perf_counter(), time.thread_time()
         answer = self._answer(method, arguments)
         seconds, cpu_s = time.perf_counter() - since_s, time.thread_time() - since_cpu_s
         self.passed = Pass(seconds, max(0.0, seconds - cpu_s), self._pack.index.shares(min(cpu_s, seconds)))
         return answer
 
-    def _ask_for_rows(self, mapped: Mapped, feed: Any) -> None:
-        """Of tables that are read on demand, all rows that may be looked up.
+    def _look_ahead(self, mapped: Mapped, feed: Any) -> None:
+        """Ask for the rows that may be looked up in tables that are read on demand.
 
-        One after the other they would be page faults, each waiting behind a large read. Which input numbers the rows of
-        which table is not known, so that any whole number may be one; what is not looked up has cost a read of a page.
+        Which input numbers the rows of which table is not known, so that any whole number may be one; what is not
+        looked up has cost a read of a page.
         """
         index = self._pack.index
         tables = [index.tensors[name] for layer in index.layers if layer.on_demand for name in layer.tensors]
         inputs = [value for value in feed.values() if isinstance(value, np.ndarray) and value.dtype.kind in "iu"]
-        rows = sorted({row for value in inputs for row in np.unique(value)[:_ROWS_MAX].tolist()})
+        rows = sorted({row for value in inputs for row in np.unique(value)[:ROWS_MAX].tolist()})
         for table in tables:
             row_bytes = (table.end - table.begin) // table.shape[0]
-            for row in rows:
-                if 0 <= row < table.shape[0]:
-                    mapped.ask_for(table.begin + row * row_bytes, table.begin + (row + 1) * row_bytes)
+            fetch_rows(mapped.will_need, table.begin, row_bytes, table.shape[0], rows)
 
     def _answer(self, method: str, arguments: tuple[Any, ...]) -> Any:
         with self.swap as full:

@@ -24,8 +24,8 @@ def open_trace(name: str, options: Options) -> Trace:
         raise bad(path, None, "no such file", f"name a trace file, or one of {', '.join(SHIPPED)}")
     with rows(path) as table:
         header = table.header
-    if any(format.fits(header) for format in (minutes, calls, fits)) and not _has_rows(path):
-        raise bad(path, None, "the file has a header and no rows", "name a trace with calls")
+        if any(format.fits(header) for format in (minutes, calls, fits)) and next(table, None) is None:
+            raise bad(path, None, "the file has a header and no rows", "name a trace with calls")
     if minutes.fits(header):
         return minutes.MinuteTrace(path, options)
     if options.whole_minutes:
@@ -45,8 +45,3 @@ def open_trace(name: str, options: Options) -> Trace:
         )
     )
     raise bad(path, 1, "the header is of no format that is known", f"the columns must be {formats}")
-
-
-def _has_rows(path: Path) -> bool:
-    with rows(path) as table:
-        return next(table, None) is not None
