@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from rewarm.core.models import REPLAN_S
+from rewarm.snapshot.holes import drop_cache
 
 pytestmark = pytest.mark.e2e
 
@@ -58,6 +59,36 @@ class Deep:
     def predict(self, x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             return self.net(torch.from_numpy(x)).numpy()
+"""
+
+LOOK_UP = """
+import numpy as np
+import rewarm
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4096, 512)
+        self.last = nn.Linear(512, 512, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.last(self.table(ids))
+
+
+@rewarm.function(
+    preload=["torch"], weights=rewarm.Weights("w.safetensors", pin="all"),
+    inputs={"ids": rewarm.Tensor("int64", [-1])}, memory="2GB",
+)
+class Look:
+    def __init__(self, weights: rewarm.Weights) -> None:
+        self.net = weights.module(Net)
+
+    def predict(self, ids: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return self.net(torch.from_numpy(ids)).numpy()
 """
 
 
@@ -150,6 +181,30 @@ def test_a_start_from_nothing_tells_how_the_weights_came(start: Callable[..., An
     )
     assert "deep" in server.cli("ps").out
     assert 'rewarm_weights_loads_total{function="deep"} 1.0' in server.call("GET", "/metrics").body.decode()
+
+
+def test_a_model_that_is_pinned_whole_reads_nothing_its_tables_neither(
+    start: Callable[..., Any], until: Callable[..., Any]
+) -> None:
+    pytest.importorskip("torch")
+    server = start("--keepalive", "none")
+    rows, width = 4096, 512  # 8 MB
+    table = np.arange(rows, dtype=np.float32).repeat(width).reshape(rows, width)
+    weights = {"table.weight": table, "last.weight": np.eye(width, dtype=np.float32)}
+    server.deploy(LOOK_UP, name="look", others={"w.safetensors": safetensors(weights)})
+    until(lambda: model(server, "look")["held_bytes"] >= found_bytes(weights) - 3 * 4096, "all of it is held")
+    found = model(server, "look")
+    assert found["pinned_tables"] == ["table"]
+    assert found["pinned_bytes"] == found["weights_bytes"] > found["streamed_bytes"]
+    if not found["locked"]:
+        pytest.skip("not allowed to lock memory")
+    for path in data_files(server):
+        drop_cache(path)
+    reply = server.invoke("look", [7, 4000])
+    assert reply.status == 200, reply
+    assert [row[0] for row in reply.json()] == [7.0, 4000.0]
+    said = dict(part.split("=") for part in reply.headers["rewarm-weights"].split(", "))
+    assert int(said["read-bytes"]) == 0
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing"])

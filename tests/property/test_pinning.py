@@ -17,8 +17,9 @@ from rewarm.policy.keepalive.base import KeepalivePolicy
 from rewarm.policy.keepalive.fixed import FixedKeepalive
 from rewarm.policy.keepalive.hazard import Hazard
 from rewarm.policy.keepalive.none import NoKeepalive
-from rewarm.policy.pinning.greedy import ModelLoad, plan, wanted_bytes
+from rewarm.policy.pinning.greedy import ModelLoad, plan, wanted
 from rewarm.policy.pinning.sharing import Held, Spans
+from rewarm.policy.pinning.tables import Share, choices
 from rewarm.policy.pinning.timeline import bubble_s, loads_s, ttfi_s, ttfi_with_pin_s, zero_bubble_bytes
 from rewarm.testing import World
 
@@ -137,11 +138,91 @@ def test_no_other_shares_of_the_budget_cost_fewer_seconds(
             load.cold_per_s * ttfi_with_pin_s(load.layers, load.bandwidth_bytes_s, pin) for load, pin in pairs
         )  # fmt: skip
 
-    planned = plan(loads, budget)
+    planned = {key: share.size_bytes for key, share in plan(loads, budget).items()}
     assert sum(planned.values()) <= budget
     least = cost(tuple(planned[load.key] for load in loads))
     for shares in product(range(0, budget + 1, step), repeat=len(loads)):
         assert sum(shares) > budget or least <= cost(shares)
+
+
+# ---------------------------------------------------------------- tables
+
+
+@st.composite
+def with_tables(draw: st.DrawFn, most: int = 6) -> list[LayerFacts]:
+    rows = draw(st.lists(st.tuples(whole, times, st.none() | times), min_size=1, max_size=most))
+    return [
+        LayerFacts(str(n), size + (rows_s is not None), compute_s, rows_s is not None, rows_s or 0.0)
+        for n, (size, compute_s, rows_s) in enumerate(rows)
+    ]
+
+
+def tables_of(layers: list[LayerFacts]) -> list[int]:
+    return [no for no, layer in enumerate(layers) if layer.on_demand]
+
+
+def least_s(layers: list[LayerFacts], bandwidth: float, budget: int, setup_s: float) -> float:
+    """Brute force: all tables that fit, and what is left for the front; played layer by layer."""
+    tables, best_s = tables_of(layers), float("inf")
+    for chosen in subsets(len(tables)):
+        pinned = {tables[number] for number in chosen}
+        left = budget - sum(layers[no].size_bytes for no in pinned)
+        if left >= 0:
+            waits = [layer.compute_s + layer.rows_s * (no not in pinned) for no, layer in enumerate(layers)]
+            best_s = min(best_s, played_s(loads_s(layers, bandwidth, left), waits, setup_s))
+    return best_s
+
+
+@unhurried
+@given(with_tables(), bandwidths, st.integers(0, 120), times)
+def test_no_other_tables_are_sooner_done(
+    layers: list[LayerFacts], bandwidth: float, budget: int, setup_s: float
+) -> None:
+    expected_s = least_s(layers, bandwidth, budget, setup_s)
+    found = choices(layers, bandwidth, setup_s)
+    fitting = [one for one in found if one.size_bytes <= budget]
+    assert found[0].tables == ()
+    assert min(one.ttfi_s(budget - one.size_bytes, bandwidth) for one in fitting) == expected_s
+    for asked in ("auto", budget):
+        load = ModelLoad("m", layers, bandwidth, 1.0, asked, setup_s)
+        share = plan([load], budget)["m"]
+        front_bytes = share.size_bytes - sum(layers[no].size_bytes for no in share.tables)
+        assert share.size_bytes <= budget
+        assert front_bytes >= 0
+        assert ttfi_with_pin_s(layers, bandwidth, front_bytes, setup_s, share.tables) == expected_s
+
+
+@unhurried
+@given(st.lists(st.tuples(with_tables(3), bandwidths, whole), min_size=1, max_size=3), st.integers(0, 60))
+def test_what_is_lost_among_models_with_tables_is_one_step_at_most(
+    drawn: list[tuple[list[LayerFacts], float, int]], budget: int
+) -> None:
+    """The step that does not fit, of one model: all of it would save no more than its pins save altogether."""
+    loads = [ModelLoad(str(n), layers, bandwidth, float(cold)) for n, (layers, bandwidth, cold) in enumerate(drawn)]
+
+    def cost(load: ModelLoad, budget: int) -> float:
+        return load.cold_per_s * least_s(list(load.layers), load.bandwidth_bytes_s, budget, 0.0)
+
+    def got(load: ModelLoad, share: Share) -> float:
+        front_bytes = share.size_bytes - sum(load.layers[no].size_bytes for no in share.tables)
+        assert front_bytes >= 0
+        return load.cold_per_s * ttfi_with_pin_s(
+            load.layers, load.bandwidth_bytes_s, front_bytes, tables=share.tables
+        )  # fmt: skip
+
+    planned = plan(loads, budget)
+    assert sum(share.size_bytes for share in planned.values()) <= budget
+    paid = sum(got(load, planned[load.key]) for load in loads)
+    shares = product(range(0, budget + 1, 6), repeat=len(loads))
+    least = min(
+        sum(cost(load, share) for load, share in zip(loads, each, strict=True))
+        for each in shares
+        if sum(each) <= budget
+    )
+    most_of_one = max(cost(load, 0) - cost(load, 1 << 20) for load in loads)
+    assert paid <= least + most_of_one + 1e-9
+    if budget >= sum(layer.size_bytes for load in loads for layer in load.layers):
+        assert paid <= sum(cost(load, budget) for load in loads) + 1e-9
 
 
 # ---------------------------------------------------------------- models that have bytes in common
@@ -199,13 +280,13 @@ def loads_with(drawn: list[tuple[Spans, int]]) -> list[ModelLoad]:
 @given(st.lists(st.tuples(spans(), whole), max_size=4), st.integers(0, 30))
 def test_what_is_common_is_paid_for_once(drawn: list[tuple[Spans, int]], budget: int) -> None:
     loads = loads_with(drawn)
-    planned = plan(loads, budget)
+    planned = {key: share.size_bytes for key, share in plan(loads, budget).items()}
     held = Bytes().union(*(front(load.spans, planned[load.key]) for load in loads))
     assert len(held) <= budget
     for load in loads:
         size = planned[load.key]
-        assert size <= wanted_bytes(load)
-        if size < wanted_bytes(load):  # then there was room for no more, or those that came later had use for it
+        assert size <= wanted(load).size_bytes
+        if size < wanted(load).size_bytes:  # then there was room for no more, or those that came later had use for it
             assert len(held | front(load.spans, size + 1)) > len(held)
 
 
@@ -228,14 +309,20 @@ def test_copies_are_one_model_that_is_started_as_often_as_all(
 
 NAMES = ("f", "g", "h")
 TABLE, SIX = LayerFacts("t", 60 * MB, 0.0, True), tuple(LayerFacts(str(n), 30 * MB, 0.01) for n in range(6))
+OTHER = LayerFacts("u", 8 * MB, 0.0, True)
 PACKS = (
     None,
-    PackFacts("small", (LayerFacts("a", 20 * MB, 0.001), LayerFacts("b", 20 * MB, 0.02))),
-    PackFacts("large", (TABLE, *SIX), spans=(("l", 0, 180 * MB),)),
+    PackFacts("small", (LayerFacts("a", 20 * MB, 0.001), LayerFacts("b", 20 * MB, 0.02), OTHER)),
+    PackFacts(
+        "large", (TABLE, *SIX, OTHER), spans=(("l", 0, 180 * MB),),
+        table_spans=((0, "t", 0, 60 * MB), (7, "u", 0, 8 * MB)),
+    ),
     PackFacts("variant", SIX, spans=(("l", 0, 60 * MB), ("v", 0, 30 * MB), ("l", 90 * MB, 180 * MB))),
     PackFacts("head", SIX[:2], spans=(("l", 90 * MB, 120 * MB), ("h", 0, 30 * MB))),
-)
-KEYS = ("small", "large", "variant", "head")
+    PackFacts("table", (TABLE, *SIX[:1]), spans=(("x", 0, 30 * MB),), table_spans=((0, "t", 0, 60 * MB),)),
+)  # fmt: skip
+KEYS = ("small", "large", "variant", "head", "table")
+ROWS = st.lists(st.tuples(st.sampled_from([0, 2, 7]), st.sampled_from([0.0, 0.002, 0.1, -1.0, 9.0])), max_size=2)
 KEEPALIVES: tuple[type[KeepalivePolicy], ...] = (NoKeepalive, FixedKeepalive, Hazard)
 
 
@@ -289,10 +376,19 @@ class PackedNode(RuleBasedStateMachine):
     def load(self, key: str, mb: int, seconds: float) -> None:
         self.world.tell(m.Loaded(key, mb * MB, seconds))
 
-    @rule(compute_s=st.lists(st.sampled_from([0.0, 0.01, 0.3, -1.0, float("nan"), float("inf")]), max_size=8))
-    def compute(self, compute_s: list[float]) -> None:
+    @rule(
+        compute_s=st.lists(st.sampled_from([0.0, 0.01, 0.3, -1.0, float("nan"), float("inf")]), max_size=8), rows=ROWS
+    )
+    def compute(self, compute_s: list[float], rows: list[tuple[int, float]]) -> None:
         for key in KEYS:
-            self.world.tell(m.Computed(key, tuple(compute_s)))
+            self.world.tell(m.Computed(key, tuple(compute_s), tuple(rows)))
+
+    @rule(rows=ROWS)
+    def look_up(self, rows: list[tuple[int, float]]) -> None:
+        """A pass of one of the packs, so that what it says of rows is believed."""
+        for pack in PACKS[1:]:
+            assert pack is not None
+            self.world.tell(m.Computed(pack.key, tuple(layer.compute_s for layer in pack.layers), tuple(rows)))
 
     @rule(mb=st.sampled_from([0, 8, 30, 1 << 20]))
     def locking(self, mb: int) -> None:

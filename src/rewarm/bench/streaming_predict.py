@@ -13,13 +13,15 @@ from rewarm.weights.format import Index
 
 
 class Learnt:
-    """Bandwidth, construction and compute by layer: medians of the probes and of the warm starts of one run."""
+    """Medians of one run: bandwidth of the probes, construction and compute by layer of the warm starts, and what the
+    cold ones that stream waited for rows of tables."""
 
     def __init__(self, index: Index) -> None:
         self._facts = index.facts()
         self._bandwidths: list[float] = []
         self._setups_s: list[float] = []
         self._computes_s: list[list[float]] = []
+        self._rows_s: dict[int, list[float]] = {}
 
     @property
     def bandwidth_bytes_s(self) -> float:
@@ -29,7 +31,10 @@ class Learnt:
         self._bandwidths.append(bytes_s)
 
     def passed(self, case: Case, report: Mapping[str, Any], load_ms: float) -> None:
-        """A start that waited for nothing says what computing takes."""
+        """A start that waited for nothing says what computing takes, one that looked rows up what they take."""
+        if case.mode == "streamed" and case.cache == "cold":
+            for layer_no, seconds in report.get("rows_s", ()):
+                self._rows_s.setdefault(int(layer_no), []).append(seconds)
         if case.cache == "warm" and "compute_s" in report:
             self._computes_s.append(list(report["compute_s"]))
             self._setups_s.append(load_ms / 1e3)
@@ -48,6 +53,8 @@ class Learnt:
             return None
         pin_bytes = self._facts.streamed_bytes * case.pinned_pct // 100
         loads_s = self._loads_s(pin_bytes, last=case.mode == "streamed-suffix")
+        for layer_no, found_s in self._rows_s.items():
+            compute_s[layer_no] += statistics.median(found_s)
         return timeline.ttfi_s(loads_s, compute_s, setup_s) * 1e3
 
     def facts(self) -> ModelFacts:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rewarm.control.models import ModelDesk
 from rewarm.core.meter import Meter
-from rewarm.core.models import Model
+from rewarm.core.model import Model
 from rewarm.core.node import Node
 from rewarm.core.tree import Branch, lang_id, tree
 from rewarm.facts.sandbox import Layer
@@ -50,7 +50,8 @@ def models(node: Node, desk: ModelDesk, stats: Mapping[str, FunctionStats], now:
             "key": model.key, "functions": sorted(model.wishes), "pin": model.pin,
             "weights_bytes": sum(layer.size_bytes for layer in model.layers),
             "streamed_bytes": model.streamed_bytes,
-            "pinned_bytes": model.pinned_bytes, "bandwidth_bytes_s": model.bandwidth_bytes_s,
+            "pinned_bytes": model.pinned_bytes, "pinned_tables": [model.layers[no].name for no in model.tables],
+            "bandwidth_bytes_s": model.bandwidth_bytes_s,
             "cold_per_h": model.cold_per_s(now) * 3600.0, "expected_ttfi_ms": model.ttfi_s * 1e3,
             **desk.told(model.key), "last_load": _last_load(model, stats),
         }

@@ -130,7 +130,7 @@ class Executor:
             if isinstance(effect, m.Reject):
                 self._reject(effect.request, effect.error)
             elif isinstance(effect, m.Pin):
-                self._desk().pin(effect.key, effect.size_bytes)
+                self._desk().pin(effect)
             elif isinstance(effect, m.Prefetch):
                 self._desk().prefetch(effect.key)
             else:
@@ -173,14 +173,14 @@ class Executor:
         model = self.node.pool.models.by_function.get(function)
         ahead_bytes = self._desk().read_ahead(model.key) if model is not None else None
         if ahead_bytes is not None:
-            loaded = Loading({**loaded.figures, "ahead_bytes": ahead_bytes}, loaded.compute_s)
+            loaded = loaded._replace(figures={**loaded.figures, "ahead_bytes": ahead_bytes})
             for request in requests:
                 request.loaded = loaded
         stats = self.stats.get(function)
         if stats is not None:
             stats.loaded(loaded.figures)
         if model is not None and loaded.compute_s:
-            self.post(m.Computed(model.key, loaded.compute_s))
+            self.post(m.Computed(model.key, loaded.compute_s, loaded.rows_s))
 
     def log(self, function: str, sandbox_id: int, chunk: bytes) -> None:
         if function in self.node.functions:  # else it was removed, and its log with it

@@ -101,12 +101,12 @@ class ModelDesk:
         if pack is not None and self._store.verified.holds(pack):
             self._keeper.prefetch(_place(pack))
 
-    def pin(self, key: str, size_bytes: int) -> None:
-        pack = self._packs.get(key)
+    def pin(self, order: m.Pin) -> None:
+        pack = self._packs.get(order.key)
         if pack is None:
-            self._post(m.Pinned(key, 0))
+            self._post(m.Pinned(order.key, 0))
         else:
-            self._keeper.pin(_place(pack), size_bytes)
+            self._keeper.pin(_place(pack), order.size_bytes, order.tables)
 
     def told(self, key: str) -> dict[str, Any]:
         """What the keeper said of the pack last, for `rewarm ps`."""
@@ -132,7 +132,10 @@ class ModelDesk:
         if pack is None:
             return None
         pinned, load = self.pinned.get(pack.index.key), self.loads.get(pack.index.key)
+        model = self._models.by_key.get(pack.index.key) if self._models is not None else None
         return {
+            "compute_s": [layer.compute_s for layer in model.layers] if model is not None else None,
+            "rows_s": model.rows_s if model is not None else None,
             "folder": str(pack.folder), "tensors_dir": str(pack.tensors_dir),
             "pinned_bytes": pinned.size_bytes if pinned is not None else 0,
             "bandwidth_bytes_s": self._keeper.bandwidth.bytes_s(load.device) if load is not None else None,

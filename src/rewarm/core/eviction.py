@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rewarm.core.models import Model
+from rewarm.core.model import Model
 from rewarm.core.state import INF, Bare, FunctionState, LangLayer, LayerState, Sandbox
 from rewarm.facts.function import LangKey
 from rewarm.facts.messages import Effect

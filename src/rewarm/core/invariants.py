@@ -78,7 +78,8 @@ def _check_models(pool: Pool) -> int:
     assert used == {(name, model.key) for name, model in models.by_function.items()}, "models and functions disagree"
     for model in models.by_key.values():
         assert model.wishes, f"{model} is nobody's"
-        assert 0 <= model.pinned_bytes <= model.streamed_bytes, model
+        assert 0 <= model.pinned_bytes <= model.total_bytes, model
+        assert model.pinned_bytes or not model.tables, model
         assert all(models.by_key[other.key] is other and model in other.sharers for other in model.sharers), model
         if not model.sharers:
             assert pool.ledger.of(model.node) == model.pinned_bytes, model

@@ -127,17 +127,19 @@ class DropLang(Value):
 
 
 class Pin(Value):
-    """Hold the first `size_bytes` of what a load of the pack `key` streams in memory, no more; 0: let go of it.
+    """Hold the first `size_bytes` of the pack `key` in memory, no more; 0: let go of it.
 
+    First are the layers `tables`, of those that are read on demand, then what a load streams, in execution order.
     → Pinned, once for each: what could not be had by then is not tried again. And Pinned if it changes by itself,
     e.g. because the process that holds it ended.
     """
 
-    __match_args__ = ("key", "size_bytes")
+    __match_args__ = ("key", "size_bytes", "tables")
 
-    def __init__(self, key: str, size_bytes: int) -> None:
+    def __init__(self, key: str, size_bytes: int, tables: tuple[int, ...] = ()) -> None:
         self.key: Final = key
         self.size_bytes: Final = size_bytes
+        self.tables: Final = tables
 
 
 class Prefetch(Value):

@@ -126,7 +126,7 @@ class Measured(Value):
 
 
 class Pinned(Value):
-    """So many bytes at the front of the pack `key` are held now: all that was asked for, or what could be had."""
+    """So many bytes of what was to be pinned of the pack `key` are held now: all of it, or what could be had."""
 
     __match_args__ = ("key", "size_bytes")
 
@@ -147,13 +147,18 @@ class Loaded(Value):
 
 
 class Computed(Value):
-    """A first pass through the pack `key`: seconds of compute of each of its layers, in order, waits left out."""
+    """A first pass through the pack `key`: seconds of compute of each of its layers, in order, waits left out.
 
-    __match_args__ = ("key", "compute_s")
+    `rows_s`: how long it waited for the rows of each layer that is read on demand, by the layer's number; only if
+    something of it had to be read.
+    """
 
-    def __init__(self, key: str, compute_s: tuple[float, ...]) -> None:
+    __match_args__ = ("key", "compute_s", "rows_s")
+
+    def __init__(self, key: str, compute_s: tuple[float, ...], rows_s: tuple[tuple[int, float], ...] = ()) -> None:
         self.key: Final = key
         self.compute_s: Final = compute_s
+        self.rows_s: Final = rows_s
 
 
 class Deployed(Value):

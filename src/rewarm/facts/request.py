@@ -11,10 +11,12 @@ _WARM: Final = StartKind.WARM  # looked up once, not for each request
 
 
 class Loading(NamedTuple):
-    """How an instance's weights were loaded: `figures` as `Weights.report` names them, `compute_s` layer by layer."""
+    """How an instance's weights were loaded: `figures` as `Weights.report` names them, `compute_s` layer by layer, and
+    `rows_s` of those layers whose rows were waited for."""
 
     figures: Mapping[str, float]
     compute_s: tuple[float, ...]
+    rows_s: tuple[tuple[int, float], ...] = ()
 
 
 class Request:

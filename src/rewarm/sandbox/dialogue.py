@@ -92,7 +92,8 @@ class Dialogue:
         try:
             said = orjson.loads(body)
             compute_s = tuple(float(seconds) for seconds in said.pop("compute_s", ()))
-            loaded = Loading({str(name): float(value) for name, value in said.items()}, compute_s)
+            rows_s = tuple((int(no), float(seconds)) for no, seconds in said.pop("rows_s", ()))
+            loaded = Loading({str(name): float(value) for name, value in said.items()}, compute_s, rows_s)
         except (AttributeError, TypeError, ValueError):
             box.stop(_INTRUDED)
             return

@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -115,7 +115,12 @@ class Index:
             for layer, size_bytes in zip(self.layers, sizes, strict=True)
         )
         spans = ((self.files[span.file].name, span.begin, span.end) for span in self.streamed_spans())
-        return PackFacts(self.key, tuple(layers), self.setup_s, tuple(spans))
+        tables = (
+            (no, self.files[span.file].name, span.begin, span.end)
+            for no, layer in enumerate(self.layers) if layer.on_demand
+            for span in self._own_spans[no]
+        )  # fmt: skip
+        return PackFacts(self.key, tuple(layers), self.setup_s, tuple(spans), tuple(tables))
 
     def spans(self, layer_no: int) -> tuple[Span, ...]:
         """The bytes that a layer needs, by file and place, each once; neighbours are one span."""
@@ -124,12 +129,18 @@ class Index:
         return _merged(sorted(pages))
 
     def streamed_spans(self) -> tuple[Span, ...]:
-        """The bytes of all layers that are not on demand, in execution order, each once.
-
-        To pin B bytes of a pack is to pin the first B bytes of these.
-        """
+        """The bytes of all layers that are not on demand, in execution order, each once."""
         own = zip(self.layers, self._own_spans, strict=True)
         return _merged(span for layer, spans in own if not layer.on_demand for span in spans)
+
+    def pinned_spans(self, tables: Collection[int] = ()) -> tuple[Span, ...]:
+        """Of which the first B bytes are pinned: `tables`, of the layers on demand, then what is streamed.
+
+        A number that is no such layer's is passed over.
+        """
+        layers = range(len(self.layers))
+        of_tables = (self._own_spans[no] for no in tables if no in layers and self.layers[no].on_demand)
+        return (*(span for spans in of_tables for span in spans), *self.streamed_spans())
 
     def shares(self, seconds: float) -> tuple[float, ...]:
         """Compute time by layer, in proportion to what was measured at deploy, or to the bytes if nothing was."""

@@ -39,7 +39,7 @@ class PackAt(NamedTuple):
 
 
 class Pinned(NamedTuple):
-    """The first `size_bytes` of a pack's streamed order are in memory now; not locked, but touched, for a reason."""
+    """The first `size_bytes` of what was to be pinned are in memory now; not locked, but touched, for a reason."""
 
     key: str
     size_bytes: int
@@ -87,7 +87,7 @@ class KeeperClient:
         self._heard = heard
         self._clock = clock
         self._backoff_s = backoff_s
-        self._wanted: dict[str, tuple[PackAt, int]] = {}
+        self._wanted: dict[str, tuple[PackAt, int, tuple[int, ...]]] = {}
         self._loading: set[str] = set()
         self._asked: dict[int, tuple[dict[str, Any], asyncio.Future[dict[str, Any]]]] = {}
         self._last_id = 0
@@ -136,14 +136,14 @@ class KeeperClient:
             if self._send({"op": "prefetch", **_place(pack)}):
                 self._loading.add(pack.key)
 
-    def pin(self, pack: PackAt, size_bytes: int) -> None:
-        """Hold the first `size_bytes` of what the pack streams, no more and no less → Pinned or Failed."""
+    def pin(self, pack: PackAt, size_bytes: int, tables: tuple[int, ...] = ()) -> None:
+        """Hold the first `size_bytes` of `tables` and of what is streamed, no more and no less → Pinned or Failed."""
         if size_bytes:
             self.start()
-            self._wanted[pack.key] = pack, size_bytes
+            self._wanted[pack.key] = pack, size_bytes, tables
         else:
             self._wanted.pop(pack.key, None)
-        self._send({"op": "pin", **_place(pack), "bytes": size_bytes})
+        self._send({"op": "pin", **_place(pack), "bytes": size_bytes, "tables": tables})
 
     def forget(self, pack: PackAt) -> None:
         """Nothing of the pack is needed any more."""
@@ -200,8 +200,8 @@ class KeeperClient:
         except OSError as error:
             self._ended(f"it cannot be started: {error}")
             return
-        for pack, size_bytes in self._wanted.values():
-            self._send({"op": "pin", **_place(pack), "bytes": size_bytes})
+        for pack, size_bytes, tables in self._wanted.values():
+            self._send({"op": "pin", **_place(pack), "bytes": size_bytes, "tables": tables})
         for order, _ in self._asked.values():
             self._send(order)
 

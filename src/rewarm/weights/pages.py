@@ -14,6 +14,7 @@ import ctypes
 import errno
 import mmap
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -54,23 +55,39 @@ def _address(mapping: mmap.mmap) -> int:
     return address
 
 
-def will_need(address: int, size_bytes: int) -> None:
-    """Begin to read the pages of some mapped memory, without waiting (MADV_WILLNEED). Only advice: it never fails."""
-    first = address - address % PAGE_BYTES
-    _libc.madvise(first, address + size_bytes - first, mmap.MADV_WILLNEED)
+def fetch_rows(begin: int, row_bytes: int, count: int, numbers: Iterable[int]) -> float | None:
+    """Have rows of a mapped table, of `count` rows from address `begin` on, in memory: seconds until they are, or None
+    if they were there.
 
-
-def fetch_rows(
-    fetch: Callable[[int, int], None], begin: int, row_bytes: int, count: int, numbers: Iterable[int]
-) -> None:
-    """Ask by `fetch(where, size_bytes)` for rows of a table of `count` rows that is at `begin`, all at once.
-
-    One after the other they would be page faults, each waiting behind a large read. A number that no row has is passed
-    over.
+    All are asked for at once. One after the other they would be page faults, each waiting behind a large read. A number
+    that no row has is passed over. It never fails: who touches the rows will meet the same fault.
     """
-    for number in numbers:
-        if 0 <= number < count:
-            fetch(begin + number * row_bytes, row_bytes)
+    runs = list(_page_runs((begin + no * row_bytes for no in sorted(set(numbers)) if 0 <= no < count), row_bytes))
+    since_s = time.perf_counter()
+    there = all(_is_resident(first, last) for first, last in runs)
+    for advice in (mmap.MADV_WILLNEED, _MADV_POPULATE_READ):
+        for first, last in runs:
+            _libc.madvise(first, last - first, advice)
+    return None if there else time.perf_counter() - since_s
+
+
+def _page_runs(addresses: Iterable[int], size_bytes: int) -> Iterator[tuple[int, int]]:
+    """The pages of so many bytes at each of the addresses, which rise; neighbours are one run."""
+    first = last = 0
+    for address in addresses:
+        if address > last:
+            if last:
+                yield first, last
+            first = address - address % PAGE_BYTES
+        last = -(-(address + size_bytes) // PAGE_BYTES) * PAGE_BYTES
+    if last:
+        yield first, last
+
+
+def _is_resident(first: int, last: int) -> bool:
+    """Whether every page is in memory. For who may not write to the file the kernel says so of all."""
+    vector = ctypes.create_string_buffer((last - first) // PAGE_BYTES)
+    return _libc.mincore(first, last - first, vector) == 0 and 0 not in vector.raw[: (last - first) // PAGE_BYTES]
 
 
 class Mapped:
@@ -155,9 +172,9 @@ class Mapped:
             if _libc.madvise(self._address + first, last - first, mmap.MADV_RANDOM) != 0:
                 self._fail("madvise")
 
-    def will_need(self, begin: int, size_bytes: int) -> None:
-        """Begin to read so much from `begin` on, without waiting. Only advice: it never fails."""
-        will_need(self._address + begin, size_bytes)
+    def fetch_rows(self, begin: int, row_bytes: int, count: int, numbers: Iterable[int]) -> float | None:
+        """As the function, for a table from byte `begin` of the file on."""
+        return fetch_rows(self._address + begin, row_bytes, count, numbers)
 
     def is_cached(self) -> bool:
         """Whether all of it is in memory; False also where the kernel does not tell (`kernel.cached_bytes`)."""

@@ -78,7 +78,7 @@ def fetch(pack: Pack, spans: Iterable[Span], stopped: Callable[[], bool]) -> Fet
 
 
 class Pin:
-    """The first bytes of a pack's streamed order, held in memory.
+    """Some of a pack's tables and the first bytes of what it streams, held in memory.
 
     One mapping a pack: the kernel counts who locks a page, so packs that share a file do not unlock each other's.
     """
@@ -87,11 +87,24 @@ class Pin:
         """Raises WeightsCorrupt and SystemFault."""
         self.pack = open_pack(folder, tensors_dir)
         self.wanted_bytes = 0
+        self.tables: tuple[int, ...] = ()
         self.locked_bytes = 0
         self.refused = ""  # why pages cannot be locked; they are touched instead
-        self._spans = self.pack.index.streamed_spans()
-        self._total_bytes = sum(span.end - span.begin for span in self._spans)
         self._mapped: dict[int, Mapped] = {}
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        self._spans = self.pack.index.pinned_spans(self.tables)
+        self._total_bytes = sum(span.end - span.begin for span in self._spans)
+
+    def want(self, wanted_bytes: int, tables: tuple[int, ...]) -> None:
+        """From now on so many bytes, of which those of `tables` are the first."""
+        self.wanted_bytes = wanted_bytes
+        self.refused = ""  # with less, or less elsewhere, it may be possible now
+        if tables != self.tables:
+            self.close()  # what stays is in memory still, and locked again in a moment
+            self.tables = tables
+            self._lay_out()
 
     @property
     def target_bytes(self) -> int:
@@ -157,7 +170,7 @@ class Storage:
         self._look_at_s = time.monotonic() + look_s
         self._news = threading.Condition()
         self._fetches: dict[str, Order] = {}  # changed with `_news` held only; the first is under way
-        self._changes: dict[str, tuple[Order, int]] = {}  # the same; the pin and how much of it is wanted
+        self._changes: dict[str, tuple[Order, int, tuple[int, ...]]] = {}  # the same; what is wanted of the pin
         self._pins: dict[str, Pin] = {}  # the thread's own
         self._unsettled: dict[str, None] = {}  # the same; in the order in which they were wanted
         threading.Thread(target=self._run, name=f"storage-{device}", daemon=True).start()
@@ -168,17 +181,17 @@ class Storage:
             self._fetches.setdefault(order.key, order)
             self._news.notify()
 
-    def pin(self, order: Order, wanted_bytes: int) -> None:
-        """Hold the first `wanted_bytes`, no more and no less: "pinned"."""
+    def pin(self, order: Order, wanted_bytes: int, tables: tuple[int, ...] = ()) -> None:
+        """Hold the first `wanted_bytes` of `tables` and of what is streamed, no more and no less: "pinned"."""
         with self._news:
-            self._changes[order.key] = order, wanted_bytes
+            self._changes[order.key] = order, wanted_bytes, tables
             self._news.notify()
 
     def forget(self, order: Order) -> None:
         """The pack is not needed any more: nothing is fetched for it, nor held."""
         with self._news:
             self._fetches.pop(order.key, None)
-            self._changes[order.key] = order, 0
+            self._changes[order.key] = order, 0, ()
             self._news.notify()
 
     def _run(self) -> None:
@@ -188,8 +201,8 @@ class Storage:
                 self._news.wait_for(lambda: self._fetches or self._changes or self._unsettled, wait_s)
                 changes, self._changes = self._changes, {}
                 fetched = next(iter(self._fetches.values()), None)
-            for order, wanted_bytes in changes.values():
-                self._change(order, wanted_bytes)
+            for order, wanted_bytes, tables in changes.values():
+                self._change(order, wanted_bytes, tables)
             if fetched is not None:
                 self._fetch(fetched)
             elif self._unsettled:
@@ -217,7 +230,7 @@ class Storage:
                  "seconds": fetched.seconds}
             )  # fmt: skip
 
-    def _change(self, order: Order, wanted_bytes: int) -> None:
+    def _change(self, order: Order, wanted_bytes: int, tables: tuple[int, ...]) -> None:
         if order.key not in self._pins:
             try:
                 self._pins[order.key] = Pin(order.folder, order.tensors_dir)
@@ -225,9 +238,7 @@ class Storage:
                 if wanted_bytes:  # else it is gone for good reason
                     self._failed("pin", order.key, error)
                 return
-        pin = self._pins[order.key]
-        pin.wanted_bytes = wanted_bytes
-        pin.refused = ""  # with less, or less elsewhere, it may be possible now
+        self._pins[order.key].want(wanted_bytes, tables)
         self._unsettled[order.key] = None
 
     def _step(self, key: str) -> None:

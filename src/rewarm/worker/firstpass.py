@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from rewarm.weights.format import Index, LayerEntry
-from rewarm.weights.pages import ROWS_MAX, fetch_rows, will_need
+from rewarm.weights.pages import ROWS_MAX, fetch_rows
 
 #: They use the parameters of their children without calling these.
 _WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -26,11 +26,15 @@ TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 
 class Pass(NamedTuple):
-    """One outermost call of a module or of a part of it: its time, how much of that was waiting, compute by layer."""
+    """One outermost call of a module or of a part of it: its time, how much of that was waiting, compute by layer.
+
+    `rows_s`: what of the waiting was for rows of a table, by layer, where some had to be read.
+    """
 
     seconds: float
     waited_s: float
     compute_s: tuple[float, ...]
+    rows_s: Mapping[int, float] = {}
 
 
 class _Part(NamedTuple):
@@ -39,13 +43,14 @@ class _Part(NamedTuple):
     clock: int  # from now on the time is this layer's
     wait: int  # the last of the layers that must be there
     table: nn.Module | None  # of which rows are read on demand
+    table_layer: int
 
 
 class Watch:
     """Sees the calls of `module` and of its parts until `close`.
 
-    `wait(layer)` is called before a part runs that needs it; `on_pass` after each outermost call; `fetch(address,
-    size_bytes)` for each row that a table is about to read. Forward is expected to run in one thread at a time.
+    `wait(layer)` is called before a part runs that needs it; `on_pass` after each outermost call. With `rows` those
+    that a table is about to look up are waited for, too. Forward is expected to run in one thread at a time.
     """
 
     def __init__(
@@ -55,14 +60,15 @@ class Watch:
         tied: Mapping[str, str],
         wait: Callable[[int], float],
         on_pass: Callable[[Pass], None],
-        fetch: Callable[[int, int], None] | None = None,
+        rows: bool = False,
     ) -> None:
         self._module = module  # parts are told apart by their identity, so they have to live
         self._parts = _parts(module, layers, tied)
         self._layer_count = len(layers)
         self._wait = wait
         self._on_pass = on_pass
-        self._fetch = fetch
+        self._rows = rows
+        self._rows_s: dict[int, float] = {}
         self._depth = 0
         self._since_s = 0.0
         self._marks: list[tuple[int, float, float]] = []  # layer, when its part was called, seconds waited
@@ -84,10 +90,15 @@ class Watch:
         if self._depth == 0:
             self._since_s = now_s
             self._marks.clear()
+            self._rows_s = {}
         self._depth += 1
-        if part.table is not None and self._fetch is not None and arguments:
-            _look_ahead(part.table, arguments[0], self._fetch)
-        waited_s = self._wait(part.wait) if part.wait >= 0 else 0.0
+        waited_s = 0.0
+        if part.table is not None and self._rows and arguments:
+            rows_s = _look_ahead(part.table, arguments[0])
+            if rows_s is not None:
+                waited_s = rows_s
+                self._rows_s[part.table_layer] = self._rows_s.get(part.table_layer, 0.0) + rows_s
+        waited_s += self._wait(part.wait) if part.wait >= 0 else 0.0
         if part.clock >= 0:
             self._marks.append((part.clock, now_s, waited_s))
 
@@ -108,7 +119,7 @@ class Watch:
             compute_s[layer] += until_s - since_s - waited_s
             since_s = until_s
         waited_s = sum(waited for _, _, waited in self._marks)
-        return Pass(end_s - self._since_s, waited_s, tuple(compute_s))
+        return Pass(end_s - self._since_s, waited_s, tuple(compute_s), self._rows_s)
 
 
 def _parts(module: nn.Module, layers: Sequence[LayerEntry], tied: Mapping[str, str]) -> dict[int, _Part]:
@@ -143,21 +154,24 @@ def _parts(module: nn.Module, layers: Sequence[LayerEntry], tied: Mapping[str, s
             own = [number for number in own if number <= first_below]
         streamed = [number for number in own if not layers[number].on_demand]
         on_demand = isinstance(of, TABLES) and len(own) > len(streamed)
-        parts[id(of)] = _Part(own[0] if own else -1, streamed[-1] if streamed else -1, of if on_demand else None)
+        parts[id(of)] = _Part(
+            own[0] if own else -1, streamed[-1] if streamed else -1, of if on_demand else None,
+            next((number for number in own if layers[number].on_demand), -1),
+        )  # fmt: skip
         return first
 
     visit(module)
     return parts
 
 
-def _look_ahead(table: Any, ids: Any, fetch: Callable[[int, int], None]) -> None:
-    """Ask for the rows that are about to be looked up."""
+def _look_ahead(table: Any, ids: Any) -> float | None:
+    """Wait for the rows that are about to be looked up: seconds, or None if none had to be read."""
     if not isinstance(ids, torch.Tensor) or ids.is_floating_point() or ids.device.type != "cpu":
-        return
+        return None
     weight = table.weight
     row_bytes = weight.stride(0) * weight.element_size()
     rows = torch.unique(ids)[:ROWS_MAX].tolist()
-    fetch_rows(fetch, weight.data_ptr(), row_bytes, weight.shape[0], rows)
+    return fetch_rows(weight.data_ptr(), row_bytes, weight.shape[0], rows)
 
 
 class FirstPass:
@@ -171,7 +185,7 @@ class FirstPass:
         #: None until it is over.
         self.passed: Pass | None = None
         self._done = done
-        self._watch = Watch(module, index.layers, index.tied, wait, self._on_pass, will_need)
+        self._watch = Watch(module, index.layers, index.tied, wait, self._on_pass, rows=True)
 
     def _on_pass(self, passed: Pass) -> None:
         if self.passed is None:

@@ -31,7 +31,7 @@ import onnxruntime
 
 from rewarm.errors import RewarmError
 from rewarm.weights.format import GRAPH_NAME, Pack
-from rewarm.weights.pages import ROWS_MAX, Mapped, fetch_rows
+from rewarm.weights.pages import ROWS_MAX, Mapped
 
 #: Well beyond the runs that pay for making the second session in time (BERT-base: 6 to 16), since its copy of the
 #: weights costs memory for as long as the instance lives. A choice, not tuned.
@@ -120,12 +120,14 @@ class Pass(NamedTuple):
     """The first run: its time, how much of that was waiting, compute by layer.
 
     onnxruntime says nothing while it runs. So waiting is what the calling thread was not on a CPU, mostly for pages;
-    the rest is shared out among the layers as it was when the model was packed.
+    the rest is shared out among the layers as it was when the model was packed. `rows_s`: what of the waiting was for
+    rows of a table, by layer, where some had to be read.
     """
 
     seconds: float
     waited_s: float
     compute_s: tuple[float, ...]
+    rows_s: Mapping[int, float] = {}
 
 
 class PackedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
@@ -160,27 +162,34 @@ class PackedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     def _call(self, method: str, *arguments: Any) -> Any:
         if self.passed is not None:
             return self._answer(method, arguments)
-        if self.rows_of is not None:
-            self._look_ahead(self.rows_of, arguments[1])
         since_s, since_cpu_s = time.perf_counter(), time.thread_time()
+        rows_s = {} if self.rows_of is None else self._look_ahead(self.rows_of, arguments[1])
         answer = self._answer(method, arguments)
         seconds, cpu_s = time.perf_counter() - since_s, time.thread_time() - since_cpu_s
-        self.passed = Pass(seconds, max(0.0, seconds - cpu_s), self._pack.index.shares(min(cpu_s, seconds)))
+        self.passed = Pass(seconds, max(0.0, seconds - cpu_s), self._pack.index.shares(min(cpu_s, seconds)), rows_s)
         return answer
 
-    def _look_ahead(self, mapped: Mapped, feed: Any) -> None:
-        """Ask for the rows that may be looked up in tables that are read on demand.
+    def _look_ahead(self, mapped: Mapped, feed: Any) -> dict[int, float]:
+        """Wait for the rows that may be looked up in tables that are read on demand: seconds, by layer.
 
         Which input numbers the rows of which table is not known, so that any whole number may be one; what is not
         looked up has cost a read of a page.
         """
         index = self._pack.index
-        tables = [index.tensors[name] for layer in index.layers if layer.on_demand for name in layer.tensors]
+        tables = [
+            (no, index.tensors[name])
+            for no, layer in enumerate(index.layers) if layer.on_demand
+            for name in layer.tensors
+        ]  # fmt: skip
         inputs = [value for value in feed.values() if isinstance(value, np.ndarray) and value.dtype.kind in "iu"]
         rows = sorted({row for value in inputs for row in np.unique(value)[:ROWS_MAX].tolist()})
-        for table in tables:
+        waited_s: dict[int, float] = {}
+        for no, table in tables:
             row_bytes = (table.end - table.begin) // table.shape[0]
-            fetch_rows(mapped.will_need, table.begin, row_bytes, table.shape[0], rows)
+            rows_s = mapped.fetch_rows(table.begin, row_bytes, table.shape[0], rows)
+            if rows_s is not None:
+                waited_s[no] = waited_s.get(no, 0.0) + rows_s
+        return waited_s
 
     def _answer(self, method: str, arguments: tuple[Any, ...]) -> Any:
         with self.swap as full:

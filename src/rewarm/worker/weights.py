@@ -45,7 +45,9 @@ class Weights:
 
     @classmethod
     def packed(cls, path: str | Path, order: Mapping[str, Any]) -> Weights:
-        """With a pack: `{"folder", "tensors_dir", "bandwidth_bytes_s", "pinned_bytes"}`. Raises WeightsCorrupt."""
+        """With a pack: `{"folder", "tensors_dir", "bandwidth_bytes_s", "pinned_bytes"}`, and what is expected of each
+        layer, if more is known than when it was packed: "compute_s", "rows_s". Raises WeightsCorrupt.
+        """
         weights = cls(path)
         weights._order = order
         weights._pack = open_pack(Path(order["folder"]), Path(order["tensors_dir"]))
@@ -132,7 +134,8 @@ class Weights:
         `predicted_ms` (by the closed form of `policy.pinning`, from what was in memory when the load began; needs a
         bandwidth) and `ttfi_ms`: construction and first pass. `bubble_ms`: waited for layers. `read_bytes`: what was
         not in memory. `bandwidth_mb_s`: of the load, if it read anything. `compute_s`: by layer; shares of the whole
-        as measured at deploy, if all was in memory. Of a session, bubble and compute are estimates: what its first run
+        as measured at deploy, if all was in memory. `rows_s`: what of the waiting was for rows of tables, by
+        layer. Of a session, bubble and compute are estimates: what its first run
         took beyond its own CPU time, and shares of that time.
         """
         if self._pack is None or self._stream is None or self._first is None or self._first.passed is None:
@@ -144,11 +147,14 @@ class Weights:
             "read_bytes": stream.bytes_read,
             "pinned_bytes": int(self._order.get("pinned_bytes") or 0),
             "compute_s": list(passed.compute_s),
+            "rows_s": list(passed.rows_s.items()),
         }
         bandwidth_bytes_s = self._order.get("bandwidth_bytes_s")
         if bandwidth_bytes_s:
             loads_s = [missing / bandwidth_bytes_s for missing in stream.missing_bytes]
-            computes_s = [layer.compute_s for layer in self._pack.index.layers]
+            computes_s = self._order.get("compute_s") or [layer.compute_s for layer in self._pack.index.layers]
+            if not stream.whole and self._order.get("rows_s"):
+                computes_s = [sum(pair) for pair in zip(computes_s, self._order["rows_s"], strict=True)]
             report["predicted_ms"] = ttfi_s(loads_s, computes_s, self._pack.index.setup_s) * 1e3
         if stream.bytes_read and stream.seconds:
             report["bandwidth_mb_s"] = stream.bytes_read / stream.seconds / 1e6

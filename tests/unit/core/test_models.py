@@ -6,7 +6,8 @@ from typing import cast
 
 import pytest
 
-from rewarm.core.models import BANDWIDTH_PRIOR_BYTES_S, HALF_LIFE_S, REFUSED_S, REPLAN_S, RETRY_S, Model
+from rewarm.core.model import BANDWIDTH_PRIOR_BYTES_S, HALF_LIFE_S, Model
+from rewarm.core.models import REFUSED_S, REPLAN_S, RETRY_S
 from rewarm.facts import messages as m
 from rewarm.facts.function import FunctionSpec, Revision
 from rewarm.facts.pack import LayerFacts, PackFacts
@@ -197,6 +198,74 @@ def test_what_was_asked_for_is_pinned_to_the_byte() -> None:
     w.deploy("some", pin=10 * MB, pack=pack("p", 100))
     settle(w)
     assert model(w, "p").pinned_bytes == 10 * MB
+
+
+# ---------------------------------------------------------------- tables
+
+
+def with_table(key: str, table_mb: int = 50, mb: int = 100) -> PackFacts:
+    return PackFacts(key, (LayerFacts("layer", mb * MB, 0.1), LayerFacts("table", table_mb * MB, 0.0, True)))
+
+
+def looked_up(w: World, key: str, seconds: float) -> None:
+    w.tell(m.Computed(key, (0.1, 0.0), ((1, seconds),)))
+
+
+def test_a_table_is_pinned_once_its_rows_were_waited_for() -> None:
+    w = world()
+    w.deploy("f", pack=with_table("f"))
+    call(w, "f")
+    settle(w)
+    assert w.done(m.Pin)[-1] == m.Pin("f", 100 * MB)
+    before_s = model(w, "f").ttfi_s
+    looked_up(w, "f", 0.05)
+    assert model(w, "f").ttfi_s == pytest.approx(before_s + 0.05)
+    settle(w)
+    assert w.done(m.Pin)[-1] == m.Pin("f", 150 * MB, (1,))
+    assert model(w, "f").ttfi_s == pytest.approx(before_s)
+    assert w.held_bytes == 150 * MB
+    looked_up(w, "f", 0.0001)  # of a pinned one that says nothing
+    assert model(w, "f").layers[1].rows_s == 0.05
+
+
+def test_what_rows_take_is_a_mean_and_nonsense_is_not_believed() -> None:
+    w = world(100)  # no room for the table
+    w.deploy("f", pack=with_table("f"))
+    for seconds in (0.02, 0.04):
+        looked_up(w, "f", seconds)
+    for nonsense in (-1.0, float("nan"), float("inf")):
+        looked_up(w, "f", nonsense)
+    w.tell(m.Computed("f", (0.1, 0.0), ((0, 5.0), (9, 5.0))))  # no tables
+    assert [layer.rows_s for layer in model(w, "f").layers] == [0.0, pytest.approx(0.03)]
+
+
+def test_a_table_goes_before_the_front_if_that_is_worth_more() -> None:
+    w = world(180)
+    w.deploy("f", pack=with_table("f"))
+    w.deploy("other")
+    call(w, "f")
+    looked_up(w, "f", 0.01)
+    settle(w)
+    assert w.done(m.Pin)[-1] == m.Pin("f", 150 * MB, (1,))
+    call(w, "other")
+    assert w.done(m.Pin)[-1].tables == ()
+    assert w.done(m.Pin)[-1].size_bytes >= 100 * MB - MB
+
+
+def test_all_is_all_even_of_what_nobody_looked_up() -> None:
+    w = world()
+    w.deploy("f", pin="all", pack=with_table("f"))
+    settle(w)
+    assert w.done(m.Pin) == [m.Pin("f", 150 * MB, (1,))]
+
+
+def test_of_a_refused_table_nothing_is_left_over() -> None:
+    w = world(pins=lambda order: min(order.size_bytes, 20 * MB))
+    w.deploy("f", pin="all", pack=with_table("f"))
+    settle(w)
+    w.run_for(REPLAN_S + PIN_S)
+    assert pinned_mb(w) == {"f": 20.0}
+    assert model(w, "f").tables == (), "a part of a table saves nothing"
 
 
 def test_how_often_models_are_started_is_known_after_a_restart() -> None:

@@ -56,6 +56,25 @@ def test_eight_variants_fit_where_two_models_do_not() -> None:
     assert counted_mb(w) == BODY + 8 * HEAD
 
 
+def test_a_table_that_two_have_is_counted_once() -> None:
+    """And one of them lets go of it without freeing it."""
+
+    def model(name: str) -> PackFacts:
+        layers = (LayerFacts("table", BODY * MB, 0.0, True), LayerFacts("head", HEAD * MB, 0.0))
+        return PackFacts(name, layers, spans=((name, 0, HEAD * MB),), table_spans=((0, "table", 0, BODY * MB),))
+
+    w = World((BODY + 2 * HEAD + 60) * MB, NoKeepalive(), start_s=12_345.678)
+    for name in ("v", "w"):
+        w.deploy(name, pack=model(name), pin="all")
+    settle(w)
+    assert pinned_mb(w) == {"v": BODY + HEAD, "w": BODY + HEAD}
+    assert counted_mb(w) == BODY + 2 * HEAD
+    w.tell(m.Removed("v"))
+    settle(w)
+    assert counted_mb(w) == BODY + HEAD
+    assert w.done(m.Pin)[-1] == m.Pin("v", 0)
+
+
 def test_what_is_short_comes_from_what_is_ones_own_first_and_then_from_all() -> None:
     w = world(BODY + 2 * HEAD + 60, "v", "w")
     w.deploy("other")

@@ -261,11 +261,18 @@ def test_facts_leave_files_and_names_away() -> None:
     facts = SAMPLE.facts()
     assert (facts.key, facts.setup_s) == ("k", 0.0125)
     assert [tuple(layer) for layer in facts.layers] == [
-        ("~embed", 2 * PAGE, 0.001, True),
-        ("block.0", 2 * PAGE, 0.001, False),
-        ("block.1", 3 * PAGE, 0.001, False),
+        ("~embed", 2 * PAGE, 0.001, True, 0.0),
+        ("block.0", 2 * PAGE, 0.001, False, 0.0),
+        ("block.1", 3 * PAGE, 0.001, False, 0.0),
     ]
     assert facts.streamed_bytes == 5 * PAGE
+    assert sum(end - begin for number, _, begin, end in facts.table_spans if number == 0) == 2 * PAGE
+
+
+def test_tables_are_pinned_before_what_is_streamed() -> None:
+    assert SAMPLE.pinned_spans() == SAMPLE.streamed_spans()
+    assert SAMPLE.pinned_spans((0,)) == (*SAMPLE.spans(0), *SAMPLE.streamed_spans())
+    assert SAMPLE.pinned_spans((1, 99, -1)) == SAMPLE.streamed_spans()  # not tables
 
 
 def test_what_a_layer_on_demand_shares_with_a_streamed_one_is_streamed() -> None:

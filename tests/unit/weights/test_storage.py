@@ -85,7 +85,7 @@ def order(tmp_path: Path) -> Order:
 
 def settle(pin: Pin, wanted_bytes: int) -> int:
     """→ steps."""
-    pin.wanted_bytes = wanted_bytes
+    pin.want(wanted_bytes, pin.tables)
     steps = 0
     while not pin.settled:
         pin.step()
@@ -155,6 +155,37 @@ def test_a_pin_is_the_first_bytes_and_an_absolute_amount(order: Order) -> None:
 
 
 @pytest.mark.usefixtures("may_lock")
+def test_tables_are_held_whole_and_first(order: Order) -> None:
+    before = locked_bytes()
+    pin = Pin(order.folder, order.tensors_dir)
+    table = pin.pack.index.spans(0)
+
+    def there() -> int:
+        evict(order.tensors_dir)
+        mapped = Mapped(pin.pack.path(table[0].file), pin.pack.index.files[table[0].file].size_bytes)
+        found = mapped.resident_bytes(table[0].begin, table[0].end)
+        mapped.close()
+        return found
+
+    try:
+        settle(pin, 6 * MIB)
+        assert there() == 0
+        pin.want(6 * MIB, (0,))
+        settle(pin, 6 * MIB)
+        assert there() == 4 * MIB
+        assert in_memory(pin.pack) == 2 * MIB
+        assert locked_bytes() - before == 6 * MIB
+        settle(pin, 1 << 40)
+        assert locked_bytes() - before == pin.target_bytes == 28 * MIB
+        pin.want(5 * MIB, ())
+        settle(pin, 5 * MIB)
+        assert there() == 0
+        assert in_memory(pin.pack) == locked_bytes() - before == 5 * MIB
+    finally:
+        pin.close()
+
+
+@pytest.mark.usefixtures("may_lock")
 def test_packs_that_share_a_file_hold_it_each_for_itself(order: Order, tmp_path: Path) -> None:
     shared = open_pack(order.folder, order.tensors_dir)
     entry = shared.index.tensors["a"]
@@ -201,7 +232,7 @@ def test_a_pinned_file_that_is_cut_is_found_out(order: Order) -> None:
         os.truncate(pin.pack.path(0), 2 * MIB)
         with pytest.raises(WeightsCorrupt):
             pin.look_after(lambda: False)
-        pin.wanted_bytes = 24 * MIB
+        pin.want(24 * MIB, ())
         with pytest.raises(WeightsCorrupt):
             pin.step()
     finally:

@@ -153,6 +153,8 @@ def test_rows_are_asked_for_before_they_are_looked_up(tmp_path: Path) -> None:
     while not there(1000) and time.monotonic() < until_s:
         time.sleep(0.01)
     assert there(10) and there(1000) and not there(500)
+    assert session.passed is not None
+    assert 0.0 < session.passed.rows_s[0] <= session.passed.seconds
     session.run(None, {"ids": np.array([11]), "more": np.array([1500])})
     time.sleep(0.1)
     assert there(11) and not there(1500)

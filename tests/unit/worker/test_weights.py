@@ -12,10 +12,12 @@ import pytest
 import rewarm
 from rewarm.errors import BadDefinition, WeightsCorrupt
 from rewarm.facts.function import FunctionSpec
+from rewarm.snapshot.holes import drop_cache
 from rewarm.weights.writer import LayerIn, TensorIn, write_pack
 from rewarm.worker.user import UserError, load_user
 from rewarm.worker.weights import Weights
 
+SIZES = [(1800, 600), (600, 2000), (2000, 600), (600, 600)]  # of an embedding and of linear layers
 VALUES = np.arange(12, dtype="<f4").reshape(3, 4)
 
 
@@ -94,7 +96,7 @@ def watched(tmp_path: Path, make_pack: Any) -> tuple[Weights, Any, Any]:
     from torch import nn
 
     def net() -> Any:
-        return nn.Sequential(nn.Embedding(1800, 600), nn.Linear(600, 2000), nn.Linear(2000, 600), nn.Linear(600, 600))
+        return nn.Sequential(nn.Embedding(*SIZES[0]), *(nn.Linear(*sizes) for sizes in SIZES[1:]))
 
     model, x = net(), torch.tensor([[1, 2]])
     torch.save(model.state_dict(), tmp_path / "w.pt")
@@ -116,6 +118,29 @@ def test_the_first_pass_is_reported(watched: tuple[Weights, Any, Any]) -> None:
     assert report["read_bytes"] == 0 and report["predicted_ms"] == pytest.approx(4.0) and "bandwidth_mb_s" not in report
     model(x)
     assert weights.report() == report
+
+
+def test_rows_that_have_to_be_read_are_a_wait_of_their_own(watched: tuple[Weights, Any, Any]) -> None:
+    weights, model, x = watched
+    assert weights._pack is not None
+    drop_cache(weights._pack.path(0))
+    again = Weights.packed(weights.path, {**weights._order, "rows_s": [0.25, 0.0, 0.0, 0.0]})
+    fresh = again.module(
+        lambda: model.__class__(*(type(part)(*sizes) for part, sizes in zip(model, SIZES, strict=True)))
+    )
+    fresh(x)
+    report = again.report()
+    assert report is not None
+    if not report["read_bytes"]:
+        pytest.skip("this file system keeps its pages")
+    ((layer_no, rows_s),) = report["rows_s"]
+    assert layer_no == 0
+    assert 0.0 < rows_s * 1e3 <= report["bubble_ms"]
+    assert report["predicted_ms"] > 250.0, "what rows take by now is expected of the next start"
+    model(x)
+    warm = weights.report()
+    assert warm is not None
+    assert warm["rows_s"] == []
 
 
 def test_only_the_layers_that_are_needed_are_waited_for() -> None:

@@ -9,14 +9,15 @@ with its order given, whose makespan is
 If l_i = bytes_i / bandwidth, whatever B bytes are pinned, what is to be read of the first k layers is at least
 max(0, bytes of them - B) for every k, and pinning the first B bytes reaches that for all k at once. So a prefix is the
 best there is for every B, to the byte; each byte up to `zero_bubble_bytes` saves 1 / bandwidth seconds, and any further
-one nothing. `setup_s`, everywhere here, is what has to be done before the first layer can run while the load is already
-under way: a layer 0 of no bytes.
+one nothing. What a pass waits for by itself, the rows of a table that is read on demand, is to this formula compute of
+its layer, unless the table is one of the `tables` that are pinned (`tables.py`). `setup_s`, everywhere here, is what
+has to be done before the first layer can run while the load is already under way: a layer 0 of no bytes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rewarm.facts.pack import LayerFacts
 
@@ -46,23 +47,30 @@ def loads_s(layers: Sequence[LayerFacts], bandwidth_bytes_s: float, pin_bytes: i
     return loads
 
 
+def computes_s(layers: Sequence[LayerFacts], tables: Collection[int] = ()) -> list[float]:
+    """Seconds that a pass spends in each layer, waiting for rows among it."""
+    return [layer.compute_s + (0.0 if no in tables else layer.rows_s) for no, layer in enumerate(layers)]
+
+
 def ttfi_with_pin_s(
-    layers: Sequence[LayerFacts], bandwidth_bytes_s: float, pin_bytes: int, setup_s: float = 0.0
-) -> float:
-    """`ttfi_s` if the first `pin_bytes` of what is streamed are there and the rest comes at `bandwidth_bytes_s`."""
-    loads = loads_s(layers, bandwidth_bytes_s, pin_bytes)
-    return ttfi_s(loads, [layer.compute_s for layer in layers], setup_s)
+    layers: Sequence[LayerFacts], bandwidth_bytes_s: float, pin_bytes: int, setup_s: float = 0.0,
+    tables: Collection[int] = (),
+) -> float:  # fmt: skip
+    """`ttfi_s` if `tables` and the first `pin_bytes` of what is streamed are there, the rest comes at a bandwidth."""
+    return ttfi_s(loads_s(layers, bandwidth_bytes_s, pin_bytes), computes_s(layers, tables), setup_s)
 
 
-def zero_bubble_bytes(layers: Sequence[LayerFacts], bandwidth_bytes_s: float, setup_s: float = 0.0) -> int:
+def zero_bubble_bytes(
+    layers: Sequence[LayerFacts], bandwidth_bytes_s: float, setup_s: float = 0.0, tables: Collection[int] = ()
+) -> int:
     """The fewest bytes that, pinned at the front, leave no bubble: bandwidth * (T without pins - setup - sum of c).
 
     Written as the most, over k, by which the first k layers' bytes exceed what is read while the layers before k run.
     """
     missing, streamed, before_s = 0.0, 0, setup_s
-    for layer in layers:
+    for layer, compute_s in zip(layers, computes_s(layers, tables), strict=True):
         if not layer.on_demand:
             streamed += layer.size_bytes
             missing = max(missing, streamed - bandwidth_bytes_s * before_s)
-        before_s += layer.compute_s
+        before_s += compute_s
     return math.ceil(missing)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from rewarm.facts.pack import LayerFacts
-from rewarm.policy.pinning.greedy import ModelLoad, plan
+from rewarm.policy.pinning.greedy import ModelLoad
+from rewarm.policy.pinning.greedy import plan as shares
+from rewarm.policy.pinning.tables import Share
 
 MB = 1 << 20
 
@@ -11,6 +13,13 @@ MB = 1 << 20
 def model(key: str, mb: int, cold_per_s: float, bandwidth_mb_s: float = 100.0, **more: object) -> ModelLoad:
     """A model of one layer, so that all of it is waited for."""
     return ModelLoad(key, [LayerFacts("only", mb * MB, 0.1)], bandwidth_mb_s * MB, cold_per_s, **more)  # type: ignore[arg-type]
+
+
+def plan(models: list[ModelLoad], budget_bytes: int) -> dict[str, int]:
+    """Of models without tables."""
+    found = shares(models, budget_bytes)
+    assert not any(share.tables for share in found.values())
+    return {key: share.size_bytes for key, share in found.items()}
 
 
 def test_the_most_often_started_first_and_the_last_in_part() -> None:
@@ -45,8 +54,46 @@ def test_what_was_asked_for_comes_before() -> None:
 def test_no_more_than_there_is() -> None:
     table = LayerFacts("table", 500 * MB, 0.1, on_demand=True)
     layers = [table, LayerFacts("only", 10 * MB, 0.1)]
-    for pin in ("all", 50 * MB):
-        assert plan([ModelLoad("m", layers, 100.0 * MB, 0.0, pin)], 1000 * MB) == {"m": 10 * MB}
+    assert plan([ModelLoad("m", layers, 100.0 * MB, 0.0, 50 * MB)], 1000 * MB) == {"m": 10 * MB}
+    assert plan([ModelLoad("m", layers[1:], 100.0 * MB, 0.0, "all")], 1000 * MB) == {"m": 10 * MB}
+
+
+def test_all_is_all_tables_among_it() -> None:
+    layers = [LayerFacts("table", 500 * MB, 0.1, on_demand=True), LayerFacts("only", 10 * MB, 0.1)]
+    load = ModelLoad("m", layers, 100.0 * MB, 0.0, "all")
+    assert shares([load], 1000 * MB) == {"m": Share(510 * MB, (0,))}
+    assert shares([load], 509 * MB) == {"m": Share(10 * MB)}  # a part of a table saves nothing
+
+
+def test_a_table_is_pinned_when_its_rows_are_waited_for_longer_than_its_bytes_are_read() -> None:
+    """10 MB of the front save 0.1 s, and so does the table's 10 MB if its rows take 0.1 s."""
+    for rows_s, first in ((0.2, (0,)), (0.05, ())):
+        layers = [LayerFacts("table", 10 * MB, 0.0, True, rows_s), LayerFacts("rest", 100 * MB, 0.1)]
+        load = ModelLoad("m", layers, 100.0 * MB, 1.0)
+        # While the rows are waited for the stream goes on: the table saves nothing until the stream is short enough.
+        assert shares([load], 20 * MB) == {"m": Share(20 * MB)}
+        assert shares([load], 1000 * MB) == {"m": Share(110 * MB, (0,))}
+        behind = [LayerFacts("front", 100 * MB, 0.1), LayerFacts("table", 10 * MB, 0.0, True, rows_s)]
+        got = shares([ModelLoad("m", behind, 100.0 * MB, 1.0)], 20 * MB)["m"]
+        assert (got.tables == (1,)) == bool(first)
+        assert got.size_bytes == 20 * MB
+
+
+def test_what_is_pinned_stays_if_the_gain_is_small() -> None:
+    tables = [LayerFacts(str(n), 10 * MB, 0.0, True, 0.1 + n / 1000) for n in range(2)]
+    layers = [LayerFacts("front", 100 * MB, 0.1), *tables]
+    assert shares([ModelLoad("m", layers, 1000.0 * MB, 1.0)], 15 * MB)["m"].tables == (2,)
+    assert shares([ModelLoad("m", layers, 1000.0 * MB, 1.0, tables=(1,))], 15 * MB)["m"].tables == (1,)
+
+
+def test_a_table_that_another_has_pinned_costs_nothing() -> None:
+    layers = [LayerFacts("front", 10 * MB, 0.0), LayerFacts("table", 50 * MB, 0.0, True, 0.5)]
+    table = {1: [("shared", 0, 50 * MB)]}
+    models = [
+        ModelLoad(key, layers, 100.0 * MB, cold, spans=[(key, 0, 10 * MB)], table_spans=table)
+        for key, cold in (("a", 2.0), ("b", 1.0))
+    ]
+    assert shares(models, 70 * MB) == {"a": Share(60 * MB, (1,)), "b": Share(60 * MB, (1,))}
 
 
 def test_no_more_than_can_be_held() -> None:
