@@ -180,7 +180,9 @@ class Executor:
         if stats is not None:
             stats.loaded(loaded.figures)
         if model is not None and loaded.compute_s:
-            self.post(m.Computed(model.key, loaded.compute_s, loaded.rows_s))
+            setup_ms = loaded.figures.get("setup_ms")
+            setup_s = setup_ms / 1e3 if setup_ms is not None else None
+            self.post(m.Computed(model.key, loaded.compute_s, loaded.rows_s, setup_s))
 
     def log(self, function: str, sandbox_id: int, chunk: bytes) -> None:
         if function in self.node.functions:  # else it was removed, and its log with it

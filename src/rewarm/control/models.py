@@ -136,6 +136,7 @@ class ModelDesk:
         return {
             "compute_s": [layer.compute_s for layer in model.layers] if model is not None else None,
             "rows_s": model.rows_s if model is not None else None,
+            "setup_s": model.setup_s if model is not None else None,
             "folder": str(pack.folder), "tensors_dir": str(pack.tensors_dir),
             "pinned_bytes": pinned.size_bytes if pinned is not None else 0,
             "bandwidth_bytes_s": self._keeper.bandwidth.bytes_s(load.device) if load is not None else None,

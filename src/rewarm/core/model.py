@@ -158,7 +158,7 @@ class Model:
         self._machine.add(bytes_s)
         return _moved(before, self.bandwidth_bytes_s)
 
-    def computed(self, compute_s: tuple[float, ...], rows_s: Mapping[int, float]) -> bool:
+    def computed(self, compute_s: tuple[float, ...], rows_s: Mapping[int, float], setup_s: float | None) -> bool:
         """A first pass was measured. True if the whole takes another time now.
 
         `rows_s`: what it waited for rows of tables. Of one that is pinned that says nothing of how it would be.
@@ -166,6 +166,8 @@ class Model:
         self.passes += 1
         share = 1.0 / min(self.passes, _PASSES)
         before = self._pass_s()
+        if setup_s is not None:
+            self.setup_s += share * (setup_s - self.setup_s)
         self.layers = tuple(
             layer._replace(compute_s=layer.compute_s + share * (seconds - layer.compute_s))
             for layer, seconds in zip(self.layers, compute_s, strict=True)
@@ -181,7 +183,7 @@ class Model:
         return layer._replace(rows_s=layer.rows_s + (rows_s[no] - layer.rows_s) / passes)
 
     def _pass_s(self) -> float:
-        return sum(layer.compute_s + layer.rows_s for layer in self.layers)
+        return self.setup_s + sum(layer.compute_s + layer.rows_s for layer in self.layers)
 
     def load(self, now: float) -> ModelLoad:
         """What the planner is told."""

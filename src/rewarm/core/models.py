@@ -128,9 +128,9 @@ class Models:
         if model is None or len(event.compute_s) != len(model.layers):
             return
         rows_s = dict(event.rows_s)
-        if not all(0.0 <= seconds < INF for seconds in (*event.compute_s, *rows_s.values())):
+        if not all(0.0 <= seconds < INF for seconds in (*event.compute_s, *rows_s.values(), event.setup_s or 0.0)):
             return
-        if model.computed(event.compute_s, rows_s):
+        if model.computed(event.compute_s, rows_s, event.setup_s):
             self._ask(now)
 
     # ------------------------------------------------------------ pins

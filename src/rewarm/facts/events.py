@@ -150,15 +150,19 @@ class Computed(Value):
     """A first pass through the pack `key`: seconds of compute of each of its layers, in order, waits left out.
 
     `rows_s`: how long it waited for the rows of each layer that is read on demand, by the layer's number; only if
-    something of it had to be read.
+    something of it had to be read. `setup_s`: of the construction before it; None if that is not known.
     """
 
-    __match_args__ = ("key", "compute_s", "rows_s")
+    __match_args__ = ("key", "compute_s", "rows_s", "setup_s")
 
-    def __init__(self, key: str, compute_s: tuple[float, ...], rows_s: tuple[tuple[int, float], ...] = ()) -> None:
+    def __init__(
+        self, key: str, compute_s: tuple[float, ...], rows_s: tuple[tuple[int, float], ...] = (),
+        setup_s: float | None = None,
+    ) -> None:  # fmt: skip
         self.key: Final = key
         self.compute_s: Final = compute_s
         self.rows_s: Final = rows_s
+        self.setup_s: Final = setup_s
 
 
 class Deployed(Value):

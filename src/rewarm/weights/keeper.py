@@ -9,8 +9,8 @@ Control channel: one SOCK_SEQPACKET socket; each packet is a JSON object. FOLDER
 
     server → keeper   {"op": "verify", "id": N, "key", "folder", "tensors_dir"}
                       {"op": "prefetch", "key", "folder", "tensors_dir"}
-                      {"op": "pin", "key", "folder", "tensors_dir", "bytes": N, "tables": [LAYER]}
-                                                                                   N altogether, the tables' first
+                      {"op": "pin", "key", "folder", "tensors_dir", "bytes": N, "tables": [LAYER]}     N altogether,
+                                                                               the tables' first; no tables: []
                       {"op": "forget", "key", "folder", "tensors_dir"}
                       {"op": "status", "id": N}
     keeper → server   {"op": "verified", "id": N, "corrupt": BOOL, "error": "..." or null}
@@ -113,7 +113,7 @@ class Keeper:
         if op == "prefetch":
             storage.prefetch(order)
         elif op == "pin":
-            storage.pin(order, int(fields["bytes"]), tuple(map(int, fields["tables"])))
+            storage.pin(order, int(fields["bytes"]), tuple(map(int, fields.get("tables", ()))))
         elif op == "forget":
             storage.forget(order)
         else:

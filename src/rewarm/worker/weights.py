@@ -46,7 +46,7 @@ class Weights:
     @classmethod
     def packed(cls, path: str | Path, order: Mapping[str, Any]) -> Weights:
         """With a pack: `{"folder", "tensors_dir", "bandwidth_bytes_s", "pinned_bytes"}`, and what is expected of each
-        layer, if more is known than when it was packed: "compute_s", "rows_s". Raises WeightsCorrupt.
+        layer, if more is known than when it was packed: "setup_s", "compute_s", "rows_s". Raises WeightsCorrupt.
         """
         weights = cls(path)
         weights._order = order
@@ -131,18 +131,19 @@ class Weights:
     def report(self) -> dict[str, Any] | None:
         """What the first pass took, or None before its end. What is not known is left out.
 
-        `predicted_ms` (by the closed form of `policy.pinning`, from what was in memory when the load began; needs a
-        bandwidth) and `ttfi_ms`: construction and first pass. `bubble_ms`: waited for layers. `read_bytes`: what was
-        not in memory. `bandwidth_mb_s`: of the load, if it read anything. `compute_s`: by layer; shares of the whole
-        as measured at deploy, if all was in memory. `rows_s`: what of the waiting was for rows of tables, by
-        layer. Of a session, bubble and compute are estimates: what its first run
-        took beyond its own CPU time, and shares of that time.
+        `setup_ms`: construction; `ttfi_ms`: that and the first pass; `predicted_ms`: the same by the closed form of
+        `policy.pinning`, from what was in memory when the load began; needs a bandwidth. `bubble_ms`: waited for
+        layers, and for rows of tables; `rows_s`: the latter, by layer. `read_bytes`: what was not in memory.
+        `bandwidth_mb_s`: of the load, if it read anything. `compute_s`: by layer; shares of the whole as measured at
+        deploy, if all was in memory. Of a session, bubble and compute are estimates: what its first run took beyond
+        its own CPU time, and shares of that time.
         """
         if self._pack is None or self._stream is None or self._first is None or self._first.passed is None:
             return None
         passed, stream = self._first.passed, self._stream
         report: dict[str, Any] = {
             "ttfi_ms": (self._setup_s + passed.seconds) * 1e3,
+            "setup_ms": self._setup_s * 1e3,
             "bubble_ms": passed.waited_s * 1e3,
             "read_bytes": stream.bytes_read,
             "pinned_bytes": int(self._order.get("pinned_bytes") or 0),
@@ -155,7 +156,9 @@ class Weights:
             computes_s = self._order.get("compute_s") or [layer.compute_s for layer in self._pack.index.layers]
             if not stream.whole and self._order.get("rows_s"):
                 computes_s = [sum(pair) for pair in zip(computes_s, self._order["rows_s"], strict=True)]
-            report["predicted_ms"] = ttfi_s(loads_s, computes_s, self._pack.index.setup_s) * 1e3
+            setup_s = self._order.get("setup_s")
+            setup_s = self._pack.index.setup_s if setup_s is None else float(setup_s)
+            report["predicted_ms"] = ttfi_s(loads_s, computes_s, setup_s) * 1e3
         if stream.bytes_read and stream.seconds:
             report["bandwidth_mb_s"] = stream.bytes_read / stream.seconds / 1e6
         return report

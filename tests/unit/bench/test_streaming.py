@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -165,13 +166,20 @@ def test_what_cannot_be_dropped_is_told(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- predictions
 
 
-def learnt(index: Index, bandwidth_mb_s: float, compute_s: list[float], setup_s: float) -> Learnt:
+def learnt(
+    index: Index,
+    bandwidth_mb_s: float,
+    compute_s: list[float],
+    setup_s: float,
+    caches: Sequence[str] = ("warm", "cold"),
+) -> Learnt:
     found = Learnt(index)
     for factor in (0.5, 1.0, 7.0):  # medians: an outlier says nothing
         found.bandwidth(bandwidth_mb_s * MB * factor)
-        found.passed(Case("m", "torch", "streamed", "warm"), {"compute_s": [s * factor for s in compute_s]},
-                     setup_s * 1e3 * factor)  # fmt: skip
-    found.passed(Case("m", "torch", "streamed", "cold"), {"compute_s": [9.0] * len(compute_s)}, 9e3)
+        for cache in caches:
+            found.passed(Case("m", "torch", "streamed", cache), {"compute_s": [s * factor for s in compute_s]},
+                         setup_s * 1e3 * factor)  # fmt: skip
+    found.passed(Case("m", "torch", "streamed-suffix", "cold", 50), {"compute_s": [9.0] * len(compute_s)}, 9e3)
     found.passed(Case("m", "torch", "safetensors", "warm"), {}, 9e3)
     return found
 
@@ -190,6 +198,17 @@ def test_predictions_follow_the_closed_form(tmp_path: Path) -> None:
     assert ms("streamed", pinned_pct=50) == pytest.approx(40 + 20, rel=1e-3)
     assert ms("streamed-suffix", pinned_pct=50) == pytest.approx(40 + 10 + 20, rel=1e-3)
     assert ms("on-demand") is ms("safetensors") is ms("safetensors", "warm") is ms("read-all", "warm") is None
+
+
+def test_predictions_of_streamed_starts_count_on_those_that_were(tmp_path: Path) -> None:
+    """Slower beside a reader, and with rows of the table to be read."""
+    index = make_pack(tmp_path / "pack", [2, 4, 4], on_demand=(0,)).index
+    known = learnt(index, 1e6, [0.001, 0.01, 0.02], 0.005, ["warm"])
+    cold = Case("m", "torch", "streamed", "cold", 50)
+    for rows_s in (0.007, 0.009, 0.5):
+        known.passed(cold, {"compute_s": [0.002, 0.01, 0.03], "rows_s": [[0, rows_s]]}, 6.0)
+    assert known.predicted_ms(cold) == pytest.approx(6 + 2 + 9 + 10 + 30, rel=1e-3)
+    assert known.predicted_ms(Case("m", "torch", "streamed", "warm", 0)) == pytest.approx(5 + 1 + 10 + 20)
 
 
 def test_the_limit_is_computing_or_reading(tmp_path: Path) -> None:
