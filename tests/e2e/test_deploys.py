@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import time
@@ -162,3 +163,30 @@ def test_many_large_uploads_at_once(server: Any, until: Callable[..., Any]) -> N
         )
         until(lambda: any((server.home / "tmp").glob("*/upload.tar")), "the upload has begun")
     until(lambda: not any((server.home / "tmp").iterdir()), "the broken upload is gone")
+
+
+def test_an_earlier_version_is_served_again(server: Any) -> None:
+    refused = server.cli("rollback", "hello")
+    assert (refused.code, "no function" in refused.err) == (2, True)
+    for word in ("one", "two", "three"):
+        server.deploy(HELLO.replace("hello", word), name="hello", handler="app.handler")
+    kept = json.loads(server.cli("versions", "hello", "--json").out)["versions"]
+    assert [(found["version"], found["current"]) for found in kept] == [(3, True), (2, False)]
+    assert "current" in server.cli("versions", "hello").out
+
+    done = server.cli("rollback", "hello")
+    assert (done.code, "deployed hello version 4" in done.out) == (0, True), done
+    assert server.invoke("hello", {}).json() == "two"
+    assert server.function("hello")["digest"] == kept[1]["digest"]
+    server.cli("rollback", "hello")
+    assert server.invoke("hello", {}).json() == "three", "a second one undoes the first"
+
+    for words, text in ((("--to", "1"), "version 1 of hello is not kept; there are 4, 5"), (("--to", "0"), "--to")):
+        refused = server.cli("rollback", "hello", *words)
+        assert (refused.code, text in refused.err) == (2, True), refused
+    same = server.cli("rollback", "hello", "--to", "5")
+    assert (same.code, same.out.startswith("unchanged")) == (0, True), same
+    server.deploy(HELLO, name="alone", handler="app.handler")
+    refused = server.cli("rollback", "alone")
+    assert (refused.code, "only version 1 is kept" in refused.err) == (2, True), refused
+    assert server.invoke("alone", {}).json() == "hello"

@@ -207,6 +207,19 @@ def test_a_model_that_is_pinned_whole_reads_nothing_its_tables_neither(
     assert int(said["read-bytes"]) == 0
 
 
+def test_a_rollback_takes_the_weights_along(start: Callable[..., Any]) -> None:
+    server = start("--keepalive", "none")
+    for b in (0.0, 5.0):
+        server.deploy(ARRAYS, name="f", others={"w.safetensors": linear(b)})
+    second = answer(server, "f")
+    done = server.cli("rollback", "f")
+    assert (done.code, "weights packed" in done.out) == (0, True), done
+    assert np.add(answer(server, "f"), 5.0) == pytest.approx(second)
+    assert server.cli("rollback", "f").code == 0
+    assert answer(server, "f") == second
+    assert len(server.cli("versions", "f").out.splitlines()) >= 3
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
 def test_damaged_weights_are_an_error_that_another_deploy_mends(
     start: Callable[..., Any], until: Callable[..., Any], damage: str

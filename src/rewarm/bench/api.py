@@ -114,6 +114,13 @@ class Api:
     def remove(self, name: str) -> dict[str, Any]:
         return self._json("DELETE", self._of(name))
 
+    def versions(self, name: str) -> dict[str, Any]:
+        return self._json("GET", self._of(name, "/versions"))
+
+    def rollback(self, name: str, version: int | None = None) -> dict[str, Any]:
+        query = "" if version is None else f"?version={version}"
+        return self._json("POST", self._of(name, "/rollback") + query)
+
     def flush(self, name: str) -> dict[str, Any]:
         return self._json("POST", self._of(name, "/flush"))
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rewarm.bench.api import Api
     from rewarm.bench.shipping import Shipment
 
-_WAIT_S = 600.0  # for the answer: the first micro-VM of a kind is booted, which may have to be tried again
+WAIT_S = 600.0  # for the answer: the first micro-VM of a kind is booted, which may have to be tried again
 ISOLATIONS = ("process", "microvm")
 
 
@@ -83,7 +83,7 @@ def command(
         overrides["env"] = dict(_pair(text) for text in env)
     try:
         shipment = of_target(path, Wish(handler, name, overrides, sample))
-        with connect(url, timeout_s=_WAIT_S) as api:
+        with connect(url, timeout_s=WAIT_S) as api:
             done = _upload(api, shipment, as_json)
             body = None if as_json else _example(api, done["name"])
     except StartFailed as error:
@@ -92,7 +92,7 @@ def command(
     if as_json:
         emit_json(done)
         return
-    _tell(done, body, url)
+    tell(done, body, url)
 
 
 def _example(api: Api, name: str) -> str | None:
@@ -101,7 +101,7 @@ def _example(api: Api, name: str) -> str | None:
     return None
 
 
-def _tell(done: Mapping[str, Any], body: str | None, url: str) -> None:
+def tell(done: Mapping[str, Any], body: str | None, url: str) -> None:
     """For a person: what was deployed, and how to call it."""
     verb = "unchanged" if done.get("unchanged") else "deployed"
     click.echo(f"{verb} {done['name']} version {done['version']} (sha256 {str(done['digest'])[:12]})")

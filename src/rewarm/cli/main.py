@@ -28,6 +28,8 @@ COMMANDS = {
     "ps": "ps",
     "logs": "logs",
     "rm": "rm",
+    "versions": "versions",
+    "rollback": "rollback",
     "load": "load",
     "pack": "pack",
     "profile": "profile",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rewarm.control import child, overrides, packing
-from rewarm.errors import BadDefinition, from_code
+from rewarm.errors import BadDefinition, BadRequest, from_code
 from rewarm.facts.function import FunctionSpec, Revision
 from rewarm.policy import registry
 from rewarm.store import archive
@@ -36,6 +36,39 @@ def deploy(
         request = archive.extract(upload, staged)
         spec = _look_inside(staged, request)
         spec = overrides.apply(spec, request.name, request.overrides)
+    except BaseException:
+        store.discard(staged)
+        raise
+    return _publish(store, staged, spec, prove)
+
+
+def deploy_again(
+    store: Store, name: str, version: int | None, prove: Callable[[Candidate], object] = lambda _: None
+) -> tuple[Revision, bool, dict[str, Any]]:
+    """Publish a kept revision once more, as the newest; None: the one before the current one. Returns as `deploy`.
+
+    Its code is not imported again to see what it defines, but its weights are packed and its guest proved as at any
+    deploy. Raises NotFound and BadRequest, and what `deploy` raises.
+    """
+    current = store.get(name)
+    others = [revision for revision in store.history(name) if revision.version != current.version]
+    if not others:
+        raise BadRequest(f"of {name} only version {current.version} is kept, which is the current one")
+    if version is None:
+        chosen = next((revision for revision in others if revision.version < current.version), others[0])
+    else:
+        kept = {revision.version: revision for revision in [current, *others]}
+        if version not in kept:
+            there = ", ".join(str(number) for number in sorted(kept))
+            raise BadRequest(f"version {version} of {name} is not kept; there are {there}")
+        chosen = kept[version]
+    return _publish(store, store.stage_again(chosen), chosen.spec, prove)
+
+
+def _publish(
+    store: Store, staged: Path, spec: FunctionSpec, prove: Callable[[Candidate], object]
+) -> tuple[Revision, bool, dict[str, Any]]:  # fmt: skip
+    try:
         # The policy is built as it will be: one that plans with a profile says now that there is none.
         admit = functools.partial(registry.batching, spec.batching, spec)
         packed: dict[str, Any] = {}

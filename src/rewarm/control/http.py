@@ -65,6 +65,8 @@ def make_application(plane: ControlPlane) -> Starlette:
         Route("/api/v1/functions/{name}", views.remove, methods=["DELETE"]),
         Route("/api/v1/functions/{name}/stats", views.stats),
         Route("/api/v1/functions/{name}/logs", views.logs),
+        Route("/api/v1/functions/{name}/versions", views.versions),
+        Route("/api/v1/functions/{name}/rollback", views.rollback, methods=["POST"]),
         Route("/api/v1/functions/{name}/profile", views.profile, methods=["GET", "PUT", "DELETE"]),
         Route("/api/v1/functions/{name}/profile/twin", views.twin, methods=["POST", "DELETE"]),
         Route("/api/v1/functions/{name}/{verb:str}", views.order, methods=["POST"]),
@@ -279,6 +281,16 @@ class _Views:
 
     async def remove(self, request: Request) -> Response:
         return _json(await self._plane.remove(request.path_params["name"]))
+
+    async def versions(self, request: Request) -> Response:
+        return _json(await self._plane.versions(request.path_params["name"]))
+
+    async def rollback(self, request: Request) -> Response:
+        version = _number(request, "version", None)
+        try:
+            return _json(await self._plane.rollback(request.path_params["name"], version), 201)
+        except asyncio.CancelledError:  # as below
+            raise Unavailable("the server was stopped while it rolled back; try again") from None
 
     async def deploy(self, request: Request) -> Response:
         limit = self._plane.config.limits.deploy_bytes_max

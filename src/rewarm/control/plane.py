@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rewarm.config import ServerConfig
 from rewarm.control import alive
-from rewarm.control.deploy import deploy
+from rewarm.control.deploy import deploy, deploy_again
 from rewarm.control.executor import Executor
 from rewarm.control.models import ModelDesk
 from rewarm.control.profiles import ProfileDesk
@@ -34,6 +35,9 @@ from rewarm.sandbox.port import Node
 from rewarm.store.store import Candidate, Store
 
 log = logging.getLogger("rewarm.control")
+
+#: Of `control.deploy`, told what proves the new revision.
+_Publish = Callable[[Callable[[Candidate], object]], tuple[Revision, bool, dict[str, Any]]]
 
 
 class ControlPlane:
@@ -90,6 +94,16 @@ class ControlPlane:
 
     async def deploy(self, upload: Path) -> dict[str, Any]:
         """Publish an uploaded archive and serve it from now on."""
+        return await self._publish(functools.partial(deploy, self.store, upload))
+
+    async def rollback(self, name: str, version: int | None) -> dict[str, Any]:
+        """Serve a version that is kept from now on, under a new number; None: the one before the current one.
+
+        Raises NotFound, BadRequest, and what a deploy raises.
+        """
+        return await self._publish(functools.partial(deploy_again, self.store, name, version))
+
+    async def _publish(self, publish: _Publish) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         proved: list[SnapshotFacts | None] = []
 
@@ -98,7 +112,7 @@ class ControlPlane:
 
         async with self._deploying:
             try:
-                revision, unchanged, packed = await asyncio.to_thread(deploy, self.store, upload, prove)
+                revision, unchanged, packed = await asyncio.to_thread(publish, prove)
             except Exception:
                 await self._sweep()  # the drive that it was proved with
                 raise
@@ -147,6 +161,21 @@ class ControlPlane:
         in_use = {revision.code_dir for revision in alive}
         in_use |= {revision.weights_path for revision in alive if revision.weights_path is not None}
         return in_use | {str(self.store.home.pack_dir(r.pack.key)) for r in alive if r.pack is not None}
+
+    async def versions(self, name: str) -> dict[str, Any]:
+        """What is kept of a function, the newest first. Raises NotFound."""
+        kept = await asyncio.to_thread(self.store.history, name)
+        current = await asyncio.to_thread(self.store.get, name)
+        return {
+            "name": name,
+            "versions": [
+                {
+                    "version": revision.version, "digest": revision.digest, "created_at": revision.created_at,
+                    "weights_bytes": revision.weights_bytes, "current": revision.version == current.version,
+                }
+                for revision in kept
+            ],
+        }  # fmt: skip
 
     async def remove(self, name: str) -> dict[str, Any]:
         """Forget a function, one that cannot be served included. Raises NotFound."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -93,6 +95,23 @@ class Store:
     def stage(self) -> Path:
         """A fresh directory to unpack an upload into; end it with `deploy` or `discard`. Raises SystemFault."""
         return self.home.fresh()
+
+    def stage_again(self, revision: Revision) -> Path:
+        """The code and the weights of a kept revision as `stage` and an upload would have them. Raises SystemFault."""
+        staged = self.stage()
+        try:
+            with disk_errors("copy the revision", self.home.path):
+                shutil.copytree(revision.code_dir, staged, dirs_exist_ok=True)
+                for folder, _, _ in os.walk(staged):
+                    self._disk.chmod(Path(folder), 0o755)  # the store's own are read-only
+                if revision.weights_path is not None and revision.spec.weights is not None:
+                    weights = staged / revision.spec.weights
+                    weights.parent.mkdir(parents=True, exist_ok=True)
+                    os.link(revision.weights_path, weights)
+        except BaseException:
+            self.discard(staged)
+            raise
+        return staged
 
     def discard(self, staged: Path) -> None:
         """Removes a staged directory, if it is still there. What resists goes when the home is next opened."""
