@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
     from rewarm.bench.report import Verdict
 
-#: A table is not squeezed into a narrow terminal or the 80 columns of a pipe: its lines wrap whole.
+#: A table is not squeezed into a terminal that is too narrow for it, or the 80 columns of a pipe: its lines wrap whole.
 TABLE_COLUMNS = 200
+_WORD = 24  # longer ones may be broken
 
 
 def emit_json(value: Any, *, compact: bool = False) -> None:
@@ -30,13 +32,18 @@ def console(*, err: bool = False, columns: int = TABLE_COLUMNS) -> Console:
 
 
 def show_table(
-    titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), columns: int = TABLE_COLUMNS
+    titles: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), columns: int | None = None
 ) -> None:
-    """`right`: the titles of columns that hold figures. Words are wrapped to fit into `columns`, figures never."""
+    """`right`: the titles of columns that hold figures. Words are wrapped to fit into `columns`, figures never.
+
+    None: as wide as the terminal, if there is one and the table can be read in it.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    if columns is None:
+        columns = _columns(titles, rows, right)
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=any(titles),
         collapse_padding=columns < TABLE_COLUMNS,  # where room is scarce, two spaces between columns instead of three
@@ -47,6 +54,20 @@ def show_table(
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # Text: what users named is never read as markup
     console(columns=columns).print(table)
+
+
+def _columns(titles: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> int:
+    """The terminal's, unless a figure, or a word that is no path, would have to be broken."""
+    if not sys.stdout.isatty():
+        return TABLE_COLUMNS
+    columns = shutil.get_terminal_size().columns
+    least = 2 * (len(titles) - 1)
+    for number, title in enumerate(titles):
+        cells = [title, *(row[number] for row in rows)]
+        least += max(
+            len(cell) if title in right else min(_WORD, max(map(len, cell.split()), default=0)) for cell in cells
+        )
+    return columns if least <= columns < TABLE_COLUMNS else TABLE_COLUMNS
 
 
 def show_verdicts(verdicts: Iterable[Verdict]) -> None:
