@@ -254,7 +254,10 @@ def test_pins_come_back_after_the_keeper_was_killed(start: Callable[..., Any], u
     ]
     os.kill(keeper, signal.SIGKILL)
     until(lambda: keeper not in server.processes(), "it is gone")
+    found = model(server, "f")
+    assert found["pinned_bytes"] > 0, "its memory is nobody else's meanwhile"
     until(lambda: model(server, "f")["held_bytes"] > 0, "pinned again")
+    assert model(server, "f")["pinned_bytes"] == found["pinned_bytes"]
     assert answer(server, "f") == pytest.approx(answer(server, "f"))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rewarm.bench.streaming_rows import Case, ModelFacts
 from rewarm.policy.pinning import timeline
@@ -12,16 +12,25 @@ from rewarm.units import MB
 from rewarm.weights.format import Index
 
 
+class _Start(NamedTuple):
+    """Construction, and by layer the pass: computing, and waiting for rows of tables, but not for what is streamed."""
+
+    setup_s: float
+    pass_s: list[float]
+
+
 class Learnt:
     """Medians of one run: bandwidth of the probes; construction and compute by layer, of warm starts and, as the
-    product learns them, of those that stream, with a reader at work beside them; and what these waited for rows."""
+    product learns them, of those that stream, with a reader at work beside them; and what these waited for rows.
+
+    Of those that stream, a case is predicted from the others, with more or less pinned, and not from its own starts.
+    """
 
     def __init__(self, index: Index) -> None:
         self._facts = index.facts()
         self._bandwidths: list[float] = []
-        self._setups_s: dict[bool, list[float]] = {True: [], False: []}  # by whether the start streamed
-        self._computes_s: dict[bool, list[list[float]]] = {True: [], False: []}
-        self._rows_s: dict[int, list[float]] = {}
+        self._warm: list[_Start] = []
+        self._streamed: list[tuple[Case, _Start]] = []
 
     @property
     def bandwidth_bytes_s(self) -> float:
@@ -32,16 +41,19 @@ class Learnt:
 
     def passed(self, case: Case, report: Mapping[str, Any], load_ms: float) -> None:
         """What computing takes, by itself or beside a reader, and what it takes to look rows up."""
-        streamed = case.mode == "streamed" and case.cache == "cold"
-        if "compute_s" in report and (streamed or case.cache == "warm"):
-            self._computes_s[streamed].append(list(report["compute_s"]))
-            self._setups_s[streamed].append(load_ms / 1e3)
-        for layer_no, seconds in report.get("rows_s", ()) if streamed else ():
-            self._rows_s.setdefault(int(layer_no), []).append(seconds)
+        if "compute_s" not in report:
+            return
+        start = _Start(load_ms / 1e3, list(report["compute_s"]))
+        for layer_no, seconds in report.get("rows_s", ()):
+            start.pass_s[int(layer_no)] += seconds
+        if case.cache == "warm":
+            self._warm.append(start)
+        elif case.mode == "streamed":
+            self._streamed.append((case, start))
 
     def predicted_ms(self, case: Case) -> float | None:
         """Time to the first inference; None for ways that read as the system likes, or in pieces of their own."""
-        setup_s, compute_s = self._alone()
+        setup_s, compute_s = _medians(self._warm)
         rest_s = setup_s + sum(compute_s)
         if case.mode == "warm" or (case.mode == "streamed" and case.cache == "warm"):
             return rest_s * 1e3
@@ -53,14 +65,13 @@ class Learnt:
             return None
         pin_bytes = self._facts.streamed_bytes * case.pinned_pct // 100
         loads_s = self._loads_s(pin_bytes, last=case.mode == "streamed-suffix")
-        setup_s, compute_s = self._alone(streaming=True)
-        for layer_no, found_s in self._rows_s.items():
-            compute_s[layer_no] += statistics.median(found_s)
+        others = [start for of, start in self._streamed if of != case]
+        setup_s, compute_s = _medians(others or [start for _, start in self._streamed])
         return timeline.ttfi_s(loads_s, compute_s, setup_s) * 1e3
 
     def facts(self) -> ModelFacts:
         """`limit_ms`: max(construction and all computing, reading and the last layer's computing)."""
-        setup_s, compute_s = self._alone()
+        setup_s, compute_s = _medians(self._warm)
         facts, bandwidth_bytes_s = self._facts, self.bandwidth_bytes_s
         limit_s = max(setup_s + sum(compute_s), facts.streamed_bytes / bandwidth_bytes_s + compute_s[-1])
         return ModelFacts(
@@ -68,13 +79,14 @@ class Learnt:
             setup_s * 1e3, limit_s * 1e3,
         )  # fmt: skip
 
-    def _alone(self, *, streaming: bool = False) -> tuple[float, list[float]]:
-        """Seconds of construction, and of computing each layer, without waits."""
-        computes_s = zip(*self._computes_s[streaming], strict=True)
-        return statistics.median(self._setups_s[streaming]), [statistics.median(of_layer) for of_layer in computes_s]
-
     def _loads_s(self, pin_bytes: int, *, last: bool) -> list[float]:
         """By layer, with the first or the last `pin_bytes` of what is streamed there already."""
         layers = self._facts.layers
         loads_s = timeline.loads_s(layers[::-1] if last else layers, self.bandwidth_bytes_s, pin_bytes)
         return loads_s[::-1] if last else loads_s
+
+
+def _medians(starts: Sequence[_Start]) -> tuple[float, list[float]]:
+    """Of construction, and of each layer."""
+    passes_s = zip(*(start.pass_s for start in starts), strict=True)
+    return statistics.median(start.setup_s for start in starts), [statistics.median(of_layer) for of_layer in passes_s]

@@ -34,8 +34,9 @@ and lets page faults read (onnxruntime: the product's session without its loader
 first so many percent of what it streams pinned; `streamed-suffix` has the last ones pinned, as a control; `warm` is
 `on-demand` with all in memory. All loaders on torch fill a module that was built without values, as the product
 builds it. Bubble: what the hooks of a streamed start waited; for the others, what the answer came later than warm.
-Predicted: the closed form with this run's bandwidth and the computing times of starts of
-its kind (streamed or warm) and, for tables, the waits for rows. MB are 2**20 bytes."""
+Predicted: the closed form with this run's bandwidth and, of a start that streams, the
+computing times of the others that stream, with more or less pinned, and their waits for rows of tables. MB are
+2**20 bytes."""
 
 
 def verdicts(result: Result) -> list[Verdict]:

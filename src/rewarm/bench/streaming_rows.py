@@ -31,7 +31,8 @@ class Settings:
                        "of the first inference; building the module is in it, the fork is not",
             "bubble_ms": "how long computing stood still for weights: streamed on torch, as the hooks waited; "
                          "else what ttfi_ms is above that of warm",
-            "predicted_ms": "the closed form with this run's bandwidth and computing times; null where it says nothing",
+            "predicted_ms": "the closed form with this run's bandwidth and the computing times of other starts of its "
+                            "kind, streamed or warm; null where it says nothing",
             "private_mb": "dirty private pages after the first inference",
             "read_mb": "what the process had read from the disk; pins were read before it",
         }  # fmt: skip

@@ -181,9 +181,10 @@ class ModelDesk:
                 self._post(m.Loaded(report.key, report.read_bytes, report.seconds))
         elif isinstance(report, Pinned):
             self.pinned[report.key] = report
-            if report.why:
+            if report.why and not report.soon:
                 log.warning("pack %s is kept in memory without a lock: %s", report.key[:12], report.why)
-            self._post(m.Pinned(report.key, report.size_bytes))
+            if not report.soon:  # else it stays on the ledger: nobody else may have that memory meanwhile
+                self._post(m.Pinned(report.key, report.size_bytes))
         else:
             self._failed(report)
 

@@ -11,6 +11,7 @@ from rewarm.facts.function import Pin
 from rewarm.facts.pack import LayerFacts, PackFacts
 from rewarm.policy.pinning.greedy import ModelLoad, tables_bytes
 from rewarm.policy.pinning.sharing import Spans
+from rewarm.policy.pinning.tables import Choice, Share, choices
 from rewarm.policy.pinning.timeline import ttfi_with_pin_s
 
 HALF_LIFE_S: Final = 3600.0  # of a cold start's weight
@@ -45,7 +46,8 @@ class Model:
     """One pack that deployed functions use."""
 
     __slots__ = (
-        "_cold_at_s", "_cold_per_s", "_machine", "_rows_passes", "_speeds", "_table_spans", "key", "layers",
+        "_cold_at_s", "_cold_per_s", "_found", "_found_for", "_machine", "_rows_passes", "_speeds", "_table_spans",
+        "barred_until_s", "key", "layers",
         "limit_bytes", "limit_until_s", "ordered_bytes", "passes", "pinned_bytes", "setup_s", "sharers", "spans",
         "streamed_bytes", "tables", "total_bytes", "waiting", "wishes",
     )  # fmt: skip
@@ -65,6 +67,9 @@ class Model:
         self.total_bytes = facts.total_bytes
         self.sharers: dict[Model, float] = {}  # models that have the same bytes, and how much of this one they have
         self.tables: tuple[int, ...] = ()  # pinned: the first of `pinned_bytes`
+        self.barred_until_s = -INF  # no other tables are pinned until then
+        self._found: list[Choice] = []
+        self._found_for: tuple[tuple[LayerFacts, ...], float, float] = ((), 0.0, 0.0)
         self.pinned_bytes = 0
         self.ordered_bytes = 0  # by the last Pin
         self.waiting = False  # for its answer
@@ -125,9 +130,19 @@ class Model:
 
     def lesser_tables(self) -> list[int]:
         """The pinned ones that are worth less per byte than the front, the least first."""
-        worths = {table: self.layers[table].rows_s / max(1, self.layers[table].size_bytes) for table in self.tables}
-        lesser = [table for table in self.tables if worths[table] * self.bandwidth_bytes_s < 1.0]
-        return sorted(lesser, key=worths.__getitem__)
+        lesser = [table for table in self.tables if self._worth_s(table) * self.bandwidth_bytes_s < 1.0]
+        return sorted(lesser, key=self._worth_s)
+
+    def _worth_s(self, table: int) -> float:
+        """Seconds that a byte of it saves a cold start."""
+        return self.layers[table].rows_s / max(1, self.layers[table].size_bytes)
+
+    def whole(self, share: Share) -> Share:
+        """Without the tables of which it has a part only: that would save nothing."""
+        tables = share.tables
+        while tables and tables_bytes(self.layers, tables) > share.size_bytes:
+            tables = tables[:-1]
+        return share if tables == share.tables else Share(tables_bytes(self.layers, tables), tables)
 
     def cold_per_s(self, now: float) -> float:
         """Cold starts a second: each counts half as much an hour later."""
@@ -142,10 +157,13 @@ class Model:
         self._cold_per_s, self._cold_at_s = cold_per_s, now
 
     def worth_per_byte(self, now: float) -> float:
-        """Seconds that a pinned byte saves in ten minutes, to be compared with the worth of idle layers."""
+        """Seconds that the pinned bytes which go first save in ten minutes, each, to be compared with idle layers."""
         if self.pin not in ("auto", "none"):
             return _ASKED_FOR
-        return _HORIZON_S * (self.cold_per_s(now) / self.bandwidth_bytes_s + self.worth_to_others(now))
+        cold_per_s = self.cold_per_s(now)
+        worth = cold_per_s / self.bandwidth_bytes_s + self.worth_to_others(now)
+        lesser = self.lesser_tables()
+        return _HORIZON_S * (cold_per_s * self._worth_s(lesser[0]) if lesser else worth)
 
     def worth_to_others(self, now: float) -> float:
         """Seconds that its sharers are saved per second by one of its bytes, on average."""
@@ -192,8 +210,15 @@ class Model:
         return ModelLoad(
             self.key, self.layers, self.bandwidth_bytes_s, cold_per_s, self.pin, self.setup_s, limit_bytes,
             self.spans if self.sharers else (), self.worth_to_others(now), self.tables,
-            self._table_spans if self.sharers else {},
+            self._table_spans if self.sharers else {}, now < self.barred_until_s, self._choices(),
         )  # fmt: skip
+
+    def _choices(self) -> list[Choice]:
+        known_for = (self.layers, self.bandwidth_bytes_s, self.setup_s)
+        if self._found_for != known_for:
+            self._found = choices(*known_for)
+            self._found_for = known_for
+        return self._found
 
     def __repr__(self) -> str:
         return f"<model {self.key} of {', '.join(self.wishes)}: {self.pinned_bytes} bytes pinned>"

@@ -26,6 +26,8 @@ from rewarm.units import MB
 REPLAN_S: Final = 2.0  # from what changes a plan to the next: a start is over by then, and a burst is one change
 RETRY_S: Final = 10.0  # while there is less memory than the plan could use, and to free some comes unannounced
 REFUSED_S: Final = 60.0  # after less was held than asked for: no more than that until then
+BARRED_S: Final = 600.0  # after a table made room: else it would come and go with every start that needs memory
+_SECONDS_MAX: Final = 3600.0  # of a first pass or a part of it: more is not believed
 _STEP_BYTES: Final = MB  # no pin changes by less,
 _STEP_SHARE: Final = 0.05  # nor by less than this share of it, unless it ends, or is all that a person asked for
 _READ_BYTES_MIN: Final = MB  # a load that read less says nothing about bandwidth
@@ -128,7 +130,9 @@ class Models:
         if model is None or len(event.compute_s) != len(model.layers):
             return
         rows_s = dict(event.rows_s)
-        if not all(0.0 <= seconds < INF for seconds in (*event.compute_s, *rows_s.values(), event.setup_s or 0.0)):
+        if not all(
+            0.0 <= seconds <= _SECONDS_MAX for seconds in (*event.compute_s, *rows_s.values(), event.setup_s or 0.0)
+        ):
             return
         if model.computed(event.compute_s, rows_s, event.setup_s):
             self._ask(now)
@@ -143,7 +147,11 @@ class Models:
         model.waiting = False
         if event.size_bytes < model.pinned_bytes:
             model.limit_bytes, model.limit_until_s = event.size_bytes, now + REFUSED_S
-            self._hold(model, Share(event.size_bytes, model.tables if event.size_bytes else ()))
+            share = model.whole(Share(event.size_bytes, model.tables))
+            if share.size_bytes < event.size_bytes:  # a part of a table
+                self._order(model, share, out)
+            else:
+                self._hold(model, share)
             self._ask(now)  # others can use what is left
 
     def replan(self, now: float, out: list[Effect]) -> None:
@@ -160,8 +168,9 @@ class Models:
                 self._order(model, share, out)
         again_s = now + RETRY_S if any(planned[load.key] != wanted(load) for load in loads.values()) else INF
         for model, load in loads.items():
-            if now < model.limit_until_s:
-                again_s = min(again_s, model.limit_until_s)
+            for until_s in (model.limit_until_s, model.barred_until_s):
+                if now < until_s:
+                    again_s = min(again_s, until_s)
             share = self._reach(model, planned[model.key])
             if share.size_bytes < model.pinned_bytes or not _is_step(model, share, load):
                 continue
@@ -190,7 +199,10 @@ class Models:
         if model.sharers:
             stays = others.without_bytes(model.spans_of(tables), pinned, size_bytes)
         steps = -(-(pinned - stays) // _STEP_BYTES)
-        self._order(model, Share(max(0, pinned - steps * _STEP_BYTES), tables), out)
+        share = model.whole(Share(max(0, pinned - steps * _STEP_BYTES), tables))
+        if share.tables != model.tables:
+            model.barred_until_s = now + BARRED_S
+        self._order(model, share, out)
         self._ground.timers.arm(self, now + RETRY_S)
 
     def held_by(self, models: Sequence[Model]) -> int:
@@ -207,9 +219,10 @@ class Models:
     def _reach(self, model: Model, share: Share) -> Share:
         """As much of it as there is room for now; none of it if that is not all of its tables."""
         spare_bytes = max(0, self._ground.ledger.spare_bytes)
-        if model.sharers:
-            held = self._pinned_of([*model.sharers, model])
-            size_bytes = held.reach_bytes(model.spans_of(share.tables), share.size_bytes, spare_bytes)
+        if model.sharers:  # what it gives back by that is room, too
+            held = self._pinned_of(model.sharers)
+            room_bytes = spare_bytes + held.lacks_bytes(model.held_spans, model.pinned_bytes)
+            size_bytes = held.reach_bytes(model.spans_of(share.tables), share.size_bytes, room_bytes)
         else:
             size_bytes = min(share.size_bytes, model.pinned_bytes + spare_bytes)
         if size_bytes < tables_bytes(model.layers, share.tables):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -94,6 +95,8 @@ class Dialogue:
             compute_s = tuple(float(seconds) for seconds in said.pop("compute_s", ()))
             rows_s = tuple((int(no), float(seconds)) for no, seconds in said.pop("rows_s", ()))
             loaded = Loading({str(name): float(value) for name, value in said.items()}, compute_s, rows_s)
+            if not all(map(math.isfinite, loaded.figures.values())):
+                raise ValueError
         except (AttributeError, TypeError, ValueError):
             box.stop(_INTRUDED)
             return

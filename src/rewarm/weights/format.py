@@ -313,6 +313,13 @@ def _merged(spans: Iterable[Span]) -> tuple[Span, ...]:
     return tuple(merged)
 
 
+def without(spans: Iterable[Span], taken: Iterable[Span]) -> Iterator[Span]:
+    """What is in the one and not in the other."""
+    ordered = _merged(sorted(taken))
+    for span in spans:
+        yield from _without(span, ordered)
+
+
 def _without(span: Span, taken: Iterable[Span]) -> Iterator[Span]:
     """What is left of a span. `taken` is sorted and has no overlaps."""
     begin = span.begin

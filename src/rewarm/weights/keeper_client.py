@@ -39,12 +39,16 @@ class PackAt(NamedTuple):
 
 
 class Pinned(NamedTuple):
-    """The first `size_bytes` of what was to be pinned are in memory now; not locked, but touched, for a reason."""
+    """The first `size_bytes` of what was to be pinned are in memory now; not locked, but touched, for a reason.
+
+    `soon`: the keeper ended, and the next one will hold what was wanted.
+    """
 
     key: str
     size_bytes: int
     locked: bool
     why: str
+    soon: bool = False
 
 
 class Loaded(NamedTuple):
@@ -269,7 +273,7 @@ class KeeperClient:
         else:
             self._give_up()
         for key in list(self._wanted):
-            self._heard(Pinned(key, 0, False, _GONE))
+            self._heard(Pinned(key, 0, False, _GONE, soon=again))
 
     def _give_up(self) -> None:
         self._over = True

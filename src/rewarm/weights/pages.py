@@ -55,27 +55,36 @@ def _address(mapping: mmap.mmap) -> int:
     return address
 
 
-def fetch_rows(begin: int, row_bytes: int, count: int, numbers: Iterable[int]) -> float | None:
-    """Have rows of a mapped table, of `count` rows from address `begin` on, in memory: seconds until they are, or None
-    if they were there.
+def ask_for_rows(begin: int, row_bytes: int, count: int, numbers: Iterable[int]) -> bool:
+    """Begin to read rows of a mapped table, of `count` rows from address `begin` on, without waiting. True if there is
+    nothing to read.
 
     All are asked for at once. One after the other they would be page faults, each waiting behind a large read. A number
     that no row has is passed over. It never fails: who touches the rows will meet the same fault.
     """
-    runs = list(_page_runs((begin + no * row_bytes for no in sorted(set(numbers)) if 0 <= no < count), row_bytes))
-    since_s = time.perf_counter()
+    runs = list(_row_runs(begin, row_bytes, count, numbers))
     there = all(_is_resident(first, last) for first, last in runs)
-    for advice in (mmap.MADV_WILLNEED, _MADV_POPULATE_READ):
-        for first, last in runs:
-            _libc.madvise(first, last - first, advice)
-    return None if there else time.perf_counter() - since_s
+    for first, last in runs:
+        _libc.madvise(first, last - first, mmap.MADV_WILLNEED)
+    return there
 
 
-def _page_runs(addresses: Iterable[int], size_bytes: int) -> Iterator[tuple[int, int]]:
-    """The pages of so many bytes at each of the addresses, which rise; neighbours are one run."""
+def wait_for_rows(begin: int, row_bytes: int, count: int, numbers: Iterable[int]) -> float:
+    """Until they are in memory → seconds. Never fails."""
+    since_s = time.perf_counter()
+    for first, last in _row_runs(begin, row_bytes, count, numbers):
+        _libc.madvise(first, last - first, _MADV_POPULATE_READ)
+    return time.perf_counter() - since_s
+
+
+def _row_runs(begin: int, size_bytes: int, count: int, numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """The pages of the rows, in order; neighbours are one run."""
     first = last = 0
-    for address in addresses:
-        if address > last:
+    for number in sorted(set(numbers)):
+        if not 0 <= number < count:
+            continue
+        address = begin + number * size_bytes
+        if address // PAGE_BYTES * PAGE_BYTES > last:
             if last:
                 yield first, last
             first = address - address % PAGE_BYTES
@@ -172,9 +181,13 @@ class Mapped:
             if _libc.madvise(self._address + first, last - first, mmap.MADV_RANDOM) != 0:
                 self._fail("madvise")
 
-    def fetch_rows(self, begin: int, row_bytes: int, count: int, numbers: Iterable[int]) -> float | None:
+    def ask_for_rows(self, begin: int, row_bytes: int, count: int, numbers: Iterable[int]) -> bool:
         """As the function, for a table from byte `begin` of the file on."""
-        return fetch_rows(self._address + begin, row_bytes, count, numbers)
+        return ask_for_rows(self._address + begin, row_bytes, count, numbers)
+
+    def wait_for_rows(self, begin: int, row_bytes: int, count: int, numbers: Iterable[int]) -> float:
+        """As the function, likewise."""
+        return wait_for_rows(self._address + begin, row_bytes, count, numbers)
 
     def is_cached(self) -> bool:
         """Whether all of it is in memory; False also where the kernel does not tell (`kernel.cached_bytes`)."""

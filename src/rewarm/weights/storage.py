@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rewarm.errors import RewarmError, WeightsCorrupt
-from rewarm.weights.format import Pack, Span, open_pack
+from rewarm.weights.format import Pack, Span, open_pack, without
 from rewarm.weights.pages import CHUNK_BYTES, PAGE_BYTES, Mapped
 
 #: Pins are looked after once in so long: a file that was cut, pages that could not be locked and are gone.
@@ -102,9 +102,19 @@ class Pin:
         self.wanted_bytes = wanted_bytes
         self.refused = ""  # with less, or less elsewhere, it may be possible now
         if tables != self.tables:
-            self.close()  # what stays is in memory still, and locked again in a moment
-            self.tables = tables
-            self._lay_out()
+            self._keep_common(tables)
+
+    def _keep_common(self, tables: tuple[int, ...]) -> None:
+        """Lay out anew. What is wanted before and after stays locked, and is locked once more, which costs nothing."""
+        before = list(part(self._spans, 0, self.locked_bytes))
+        self.tables = tables
+        self._lay_out()
+        wanted = list(part(self._spans, 0, self.target_bytes))
+        for file, begin, end in without(before, wanted):
+            begin, end = begin + -begin % PAGE_BYTES, end - end % PAGE_BYTES  # pages at the edges may be the others'
+            if begin < end:
+                self._mapped[file].unlock(begin, end)
+        self.locked_bytes = 0
 
     @property
     def target_bytes(self) -> int:

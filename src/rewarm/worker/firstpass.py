@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from rewarm.weights.format import Index, LayerEntry
-from rewarm.weights.pages import ROWS_MAX, fetch_rows
+from rewarm.weights.pages import ROWS_MAX, ask_for_rows, wait_for_rows
 
 #: They use the parameters of their children without calling these.
 _WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -171,7 +171,8 @@ def _look_ahead(table: Any, ids: Any) -> float | None:
     weight = table.weight
     row_bytes = weight.stride(0) * weight.element_size()
     rows = torch.unique(ids)[:ROWS_MAX].tolist()
-    return fetch_rows(weight.data_ptr(), row_bytes, weight.shape[0], rows)
+    asked = weight.data_ptr(), row_bytes, weight.shape[0], rows
+    return None if ask_for_rows(*asked) else wait_for_rows(*asked)
 
 
 class FirstPass:

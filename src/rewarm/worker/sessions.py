@@ -54,6 +54,7 @@ _VIEWS: dict[str, tuple[str, int | None]] = {
 _OF_THE_GRAPH = frozenset({"graph_optimization_level", "optimized_model_filepath"})
 PROVIDERS = ["CPUExecutionProvider"]
 #: b = Identity(a), of one float: opset 17, IR 9, as onnx.helper writes it.
+_ROWS_WAITED = 1024  # no more are waited for before the first run
 _SMALLEST_MODEL = (
     b'\x08\t:7\n\x10\n\x01a\x12\x01b"\x08Identity\x12\x01gZ\x0f\n\x01a\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01b\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
@@ -172,8 +173,8 @@ class PackedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
     def _look_ahead(self, mapped: Mapped, feed: Any) -> dict[int, float]:
         """Wait for the rows that may be looked up in tables that are read on demand: seconds, by layer.
 
-        Which input numbers the rows of which table is not known, so that any whole number may be one; what is not
-        looked up has cost a read of a page.
+        Which input numbers the rows of which table is not known, so that any whole number may be one. So many that they
+        can hardly be rows are asked for, but not waited for.
         """
         index = self._pack.index
         tables = [
@@ -183,12 +184,15 @@ class PackedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         ]  # fmt: skip
         inputs = [value for value in feed.values() if isinstance(value, np.ndarray) and value.dtype.kind in "iu"]
         rows = sorted({row for value in inputs for row in np.unique(value)[:ROWS_MAX].tolist()})
-        waited_s: dict[int, float] = {}
+        missing: list[tuple[int, int, int, int]] = []
         for no, table in tables:
-            row_bytes = (table.end - table.begin) // table.shape[0]
-            rows_s = mapped.fetch_rows(table.begin, row_bytes, table.shape[0], rows)
-            if rows_s is not None:
-                waited_s[no] = waited_s.get(no, 0.0) + rows_s
+            begin, count = table.begin, table.shape[0]
+            row_bytes = (table.end - begin) // count
+            if not mapped.ask_for_rows(begin, row_bytes, count, rows):
+                missing.append((no, begin, row_bytes, count))
+        waited_s: dict[int, float] = {}
+        for no, begin, row_bytes, count in missing if len(rows) <= _ROWS_WAITED else ():
+            waited_s[no] = waited_s.get(no, 0.0) + mapped.wait_for_rows(begin, row_bytes, count, rows)
         return waited_s
 
     def _answer(self, method: str, arguments: tuple[Any, ...]) -> Any:

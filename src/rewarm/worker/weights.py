@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -158,7 +159,9 @@ class Weights:
                 computes_s = [sum(pair) for pair in zip(computes_s, self._order["rows_s"], strict=True)]
             setup_s = self._order.get("setup_s")
             setup_s = self._pack.index.setup_s if setup_s is None else float(setup_s)
-            report["predicted_ms"] = ttfi_s(loads_s, computes_s, setup_s) * 1e3
+            predicted_s = ttfi_s(loads_s, computes_s, setup_s)
+            if math.isfinite(predicted_s):
+                report["predicted_ms"] = predicted_s * 1e3
         if stream.bytes_read and stream.seconds:
             report["bandwidth_mb_s"] = stream.bytes_read / stream.seconds / 1e6
         return report

@@ -206,7 +206,9 @@ def test_predictions_of_streamed_starts_count_on_those_that_were(tmp_path: Path)
     known = learnt(index, 1e6, [0.001, 0.01, 0.02], 0.005, ["warm"])
     cold = Case("m", "torch", "streamed", "cold", 50)
     for rows_s in (0.007, 0.009, 0.5):
-        known.passed(cold, {"compute_s": [0.002, 0.01, 0.03], "rows_s": [[0, rows_s]]}, 6.0)
+        other = cold._replace(pinned_pct=25)
+        known.passed(other, {"compute_s": [0.002, 0.01, 0.03], "rows_s": [[0, rows_s]]}, 6.0)
+        known.passed(cold, {"compute_s": [9.0, 9.0, 9.0]}, 9e3)  # no case is predicted from its own starts
     assert known.predicted_ms(cold) == pytest.approx(6 + 2 + 9 + 10 + 30, rel=1e-3)
     assert known.predicted_ms(Case("m", "torch", "streamed", "warm", 0)) == pytest.approx(5 + 1 + 10 + 20)
 

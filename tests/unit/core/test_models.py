@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from rewarm.core.model import BANDWIDTH_PRIOR_BYTES_S, HALF_LIFE_S, Model
-from rewarm.core.models import REFUSED_S, REPLAN_S, RETRY_S
+from rewarm.core.models import BARRED_S, REFUSED_S, REPLAN_S, RETRY_S
 from rewarm.facts import messages as m
 from rewarm.facts.function import FunctionSpec, Revision
 from rewarm.facts.pack import LayerFacts, PackFacts
@@ -250,6 +250,51 @@ def test_a_table_goes_before_the_front_if_that_is_worth_more() -> None:
     call(w, "other")
     assert w.done(m.Pin)[-1].tables == ()
     assert w.done(m.Pin)[-1].size_bytes >= 100 * MB - MB
+
+
+def test_a_table_that_made_room_does_not_come_and_go() -> None:
+    """Another function is started once a minute, for an hour, and each time its instance needs the room."""
+    w = world(180)
+    w.deploy("f", pack=with_table("f"))
+    w.deploy("other")
+    call(w, "f")
+    looked_up(w, "f", 0.01)
+    settle(w)
+    for _ in range(60):
+        call(w, "other")
+        w.run_for(60.0)
+    changes = [order for order in w.done(m.Pin) if order.tables]
+    assert len(changes) <= 1 + 3600.0 / BARRED_S
+    w.run_for(2 * BARRED_S)
+    assert model(w, "f").tables == (1,), "nothing else wants the room any more"
+
+
+def test_part_of_a_table_is_never_kept() -> None:
+    """One that is worth more than the front: the front goes first, and then all of the table."""
+    w = world(240)
+    w.deploy("f", pack=with_table("f", table_mb=150, mb=20))
+    call(w, "f")
+    looked_up(w, "f", 10.0)
+    settle(w)
+    assert w.done(m.Pin)[-1] == m.Pin("f", 170 * MB, (1,))
+    out: list[m.Effect] = []
+    for size_mb in (5, 10, 5, 1):
+        w.node.pool.models.release(model(w, "f"), size_mb * MB, w.now, out)
+    assert out == [m.Pin("f", 165 * MB, (1,)), m.Pin("f", 155 * MB, (1,)), m.Pin("f", 150 * MB, (1,)), m.Pin("f", 0)]
+
+
+def test_no_pass_takes_longer_than_an_hour() -> None:
+    w = world()
+    w.deploy("f", pack=with_table("f"))
+    before = model(w, "f").layers
+    for nonsense in (1e308, 3601.0):
+        w.tell(m.Computed("f", (nonsense, 0.0)))
+        w.tell(m.Computed("f", (0.1, 0.0), ((1, nonsense),)))
+        w.tell(m.Computed("f", (0.1, 0.0), (), nonsense))
+    assert model(w, "f").layers == before
+    assert model(w, "f").setup_s == 0.0
+    w.tell(m.Computed("f", (0.1, 0.0), (), 0.5))
+    assert model(w, "f").setup_s == 0.25
 
 
 def test_all_is_all_even_of_what_nobody_looked_up() -> None:

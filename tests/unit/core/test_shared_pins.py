@@ -75,6 +75,22 @@ def test_a_table_that_two_have_is_counted_once() -> None:
     assert w.done(m.Pin)[-1] == m.Pin("v", 0)
 
 
+def test_what_a_change_gives_back_is_room_for_what_it_brings() -> None:
+    """150 MB for a table of 50 in place of as much of the front, though none of it is free."""
+    layers = (LayerFacts("front", 120 * MB, 0.1), LayerFacts("table", 50 * MB, 0.0, True))
+    spans, tables = (("f", 0, 120 * MB),), ((1, "t", 0, 50 * MB),)
+    w = World(150 * MB, NoKeepalive(), start_s=12_345.678)
+    w.deploy("f", pack=PackFacts("f", layers, spans=spans, table_spans=tables))
+    w.deploy("g", pack=PackFacts("g", layers[:1], spans=spans), pin="none")  # a sharer
+    call(w, "f")
+    settle(w)
+    assert pinned_mb(w)["f"] == 120.0
+    w.tell(m.Computed("f", (0.1, 0.0), ((1, 5.0),)))
+    settle(w)
+    assert w.done(m.Pin)[-1] == m.Pin("f", 150 * MB, (1,))
+    assert counted_mb(w) == 150.0
+
+
 def test_what_is_short_comes_from_what_is_ones_own_first_and_then_from_all() -> None:
     w = world(BODY + 2 * HEAD + 60, "v", "w")
     w.deploy("other")

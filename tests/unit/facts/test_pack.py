@@ -13,7 +13,7 @@ from rewarm.facts.pack import LayerFacts, PackFacts
 
 PACK = PackFacts(
     "p", (LayerFacts("table", 1000, 0.5, on_demand=True), LayerFacts("a", 10, 0.25), LayerFacts("b", 20, 1.0)), 2.0,
-    (("one", 5, 15), ("other", 0, 20)),
+    (("one", 5, 15), ("other", 0, 20)), ((0, "one", 100, 900), (0, "other", 100, 300)),
 )  # fmt: skip
 
 
@@ -38,7 +38,8 @@ def test_json_there_and_back() -> None:
         {"layers": [["a", 10]]}, {"layers": [["a", -1, 0.0, False]]}, {"layers": [["a", 1.5, 0.0, False]]},
         {"layers": [["a", 1, -0.1, False]]}, {"layers": [["a", 1, "soon", False]]}, {"spans": [["one", 5, 16]]},
         {"spans": [["one", 5, 5], ["one", 0, 30]]}, {"spans": [["one", 0, 30.0]]}, {"spans": [["one", 0]]},
-        {"spans": 7},
+        {"spans": 7}, {"table_spans": []}, {"table_spans": [[0, "one", 0, 999]]}, {"table_spans": [[1, "one", 0, 10]]},
+        {"table_spans": [[0, "one", 0]]}, {"table_spans": [[0, "one", 1000, 0]]},
     ],
 )  # fmt: skip
 def test_json_that_is_not_a_packs(wrong: dict[str, Any]) -> None:

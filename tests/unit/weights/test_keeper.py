@@ -335,7 +335,7 @@ async def test_killed_it_is_started_again_with_its_pins(listening: Listening, pa
     lost = await listening.next()
     while isinstance(lost, Pinned) and (lost.size_bytes or lost.key == "two"):
         lost = await listening.next()  # from before
-    assert lost == Pinned("one", 0, False, "the keeper of weights has ended")
+    assert lost == Pinned("one", 0, False, "the keeper of weights has ended", soon=True)
     assert await listening.next() == Pinned("one", 2 * MIB, True, "")
     assert client.pid not in (None, pid)
     assert (await client.status()).locked_bytes == 2 * MIB

@@ -11,12 +11,13 @@ does not, the model gets what is best within the rest; so the loss is less than 
 (Sinha and Zoltners 1979).
 
 Models that have bytes in common (`sharing`) hold them once: what is pinned for one costs the next nothing, and is worth
-what all of them are saved by it. The order stays the same, by worth per byte of the model; that is exact where models
-have all in common or nothing, and otherwise a heuristic.
+what all of them are saved by it (a table is worth what its own model is saved). The order stays the same, by worth per
+byte of the model; that is exact where models have all in common or nothing, and otherwise a heuristic.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
@@ -41,9 +42,17 @@ class ModelLoad(NamedTuple):
     setup_s: float = 0.0
     limit_bytes: int | None = None  # no more of it can be held, e.g. where the kernel refused to lock more
     spans: Spans = ()  # of what is streamed, if others have some of it, too
-    worth_to_others: float = 0.0  # what they are saved by a byte of it, on average
+    worth_to_others: float = 0.0  # what they are saved by a byte of what is streamed, on average
     tables: tuple[int, ...] = ()  # that are pinned now
     table_spans: Mapping[int, Spans] = {}  # of each table, if others have some of the model
+    barred: bool = False  # no other tables: they would have to go again soon
+    found: Sequence[Choice] | None = None  # `tables.choices` of the layers, if they are known
+
+    def choices(self) -> Sequence[Choice]:
+        found = self.found
+        if found is None:
+            found = choices(self.layers, self.bandwidth_bytes_s, self.setup_s)
+        return [one for one in found if set(one.tables) <= set(self.tables)] if self.barred else found
 
     def spans_of(self, tables: Sequence[int]) -> Spans:
         """Of which a Share's bytes are the first."""
@@ -95,9 +104,10 @@ class _Plan:
             return _within(model, self.shares[model.key].size_bytes + self._left)
         before = self.shares[model.key]
         for tables in (share.tables, before.tables):
-            spans = model.spans_of(tables)
-            size_bytes = self._held.reach_bytes(spans, share.size_bytes, self._left)
-            if size_bytes >= tables_bytes(model.layers, tables):
+            first_bytes = tables_bytes(model.layers, tables)
+            most_bytes = min(share.size_bytes, first_bytes + model.streamed_bytes)
+            size_bytes = self._held.reach_bytes(model.spans_of(tables), most_bytes, self._left)
+            if size_bytes >= first_bytes:
                 return Share(size_bytes, tables)
         return before
 
@@ -145,67 +155,79 @@ def _steps(model: ModelLoad) -> list[_Step]:
     if not model.cold_per_s:
         return []
     bandwidth = model.bandwidth_bytes_s
-    bends: list[tuple[int, float, Share]] = []
-    found = choices(model.layers, bandwidth, model.setup_s)
-    for choice in found:
-        front_bytes = zero_bubble_bytes(model.layers, bandwidth, model.setup_s, choice.tables)
-        bends.append((choice.size_bytes, choice.ends_s, Share(choice.size_bytes, choice.tables)))
-        size_bytes = choice.size_bytes + front_bytes
-        bends.append((size_bytes, choice.alone_s, Share(size_bytes, choice.tables)))
-    hull = _hull(bends)
+    bends: list[_Bend] = []
+    for choice in model.choices():
+        bends.append(_Bend(choice.size_bytes, choice.ends_s, choice))
+        bends.append(_Bend(choice.size_bytes + (choice.ends_s - choice.alone_s) * bandwidth, choice.alone_s, choice))
     steps: list[_Step] = []
-    for no, (before, after) in enumerate(pairwise(hull)):
-        # A step of the front alone is worth what the formula says, and not what rounding up to a byte makes of it.
-        whole = before[2].tables == after[2].tables
-        saved_s = 1.0 / bandwidth if whole else (before[1] - after[1]) / (after[0] - before[0])
-        worth = model.cold_per_s * saved_s + model.worth_to_others
-        if model.limit_bytes is not None and after[0] > model.limit_bytes:
+    worth = math.inf
+    for no, (before, after) in enumerate(pairwise(_hull(bends))):
+        if before.choice is after.choice:
+            saved_s, of_front = 1.0 / bandwidth, 1.0
+        else:
+            saved_s = (before.ttfi_s - after.ttfi_s) / (after.size_bytes - before.size_bytes)
+            fronts = [bend.size_bytes - bend.choice.size_bytes for bend in (before, after)]
+            of_front = max(0.0, (fronts[1] - fronts[0]) / (after.size_bytes - before.size_bytes))
+        # Sums of floats differ in the last digit; the steps of a hull do not get steeper.
+        worth = min(worth, model.cold_per_s * saved_s + of_front * model.worth_to_others)
+        size_bytes = after.choice.size_bytes
+        if after.ttfi_s == after.choice.alone_s:
+            size_bytes += zero_bubble_bytes(model.layers, bandwidth, model.setup_s, after.choice.tables)
+        share = Share(size_bytes, after.choice.tables)
+        if model.limit_bytes is not None and size_bytes > model.limit_bytes:
             share = _within(model, model.limit_bytes)
             return [*steps, _Step(worth, model.key, no, share)] if share.size_bytes else steps
-        steps.append(_Step(worth, model.key, no, after[2]))
+        steps.append(_Step(worth, model.key, no, share))
     return steps
 
 
-def _hull(bends: list[tuple[int, float, Share]]) -> list[tuple[int, float, Share]]:
-    """The lower convex hull, as far as it falls: bytes, seconds, and what is pinned for that."""
-    hull: list[tuple[int, float, Share]] = []
+class _Bend(NamedTuple):
+    """A choice with none of the front pinned, or with so much that no more saves anything."""
+
+    size_bytes: float
+    ttfi_s: float
+    choice: Choice
+
+
+def _hull(bends: list[_Bend]) -> list[_Bend]:
+    """The lower convex hull, as far as it falls."""
+    hull: list[_Bend] = []
     for bend in sorted(bends):
-        if hull and bend[1] >= hull[-1][1]:
+        if hull and bend.ttfi_s >= hull[-1].ttfi_s:
             continue
         while len(hull) > 1 and _above(hull[-2], hull[-1], bend):
             hull.pop()
-        if hull and bend[0] == hull[-1][0]:
+        if hull and bend.size_bytes == hull[-1].size_bytes:
             hull[-1] = bend
         else:
             hull.append(bend)
     return hull
 
 
-def _above(first: tuple[int, float, Share], middle: tuple[int, float, Share], last: tuple[int, float, Share]) -> bool:
+def _above(first: _Bend, middle: _Bend, last: _Bend) -> bool:
     """The middle is not below the line between the others."""
-    return (middle[1] - first[1]) * (last[0] - first[0]) >= (last[1] - first[1]) * (middle[0] - first[0])
+    rise_s, run_bytes = last.ttfi_s - first.ttfi_s, last.size_bytes - first.size_bytes
+    return (middle.ttfi_s - first.ttfi_s) * run_bytes >= rise_s * (middle.size_bytes - first.size_bytes)
 
 
 def _within(model: ModelLoad, budget_bytes: int) -> Share:
     """What is best with so many bytes: with "auto" no more than saves something; else all, as far as it can be."""
-    bandwidth, streamed_bytes = model.bandwidth_bytes_s, model.streamed_bytes
-
-    def front_bytes(choice: Choice) -> int:
-        useful_bytes = streamed_bytes
-        if model.pin == "auto":
-            useful_bytes = zero_bubble_bytes(model.layers, bandwidth, model.setup_s, choice.tables)
-        return min(useful_bytes, budget_bytes - choice.size_bytes)
+    bandwidth = model.bandwidth_bytes_s
 
     def ttfi_s(choice: Choice) -> float:
-        return choice.ttfi_s(front_bytes(choice), bandwidth)
+        return choice.ttfi_s(budget_bytes - choice.size_bytes, bandwidth)
 
-    fitting = [one for one in choices(model.layers, bandwidth, model.setup_s) if one.size_bytes <= budget_bytes]
-    best = min(fitting, key=lambda choice: (ttfi_s(choice), choice.size_bytes + front_bytes(choice)))
-    pinned = choice_of(model.tables, model.layers, bandwidth, model.setup_s)
-    if model.tables and pinned.size_bytes <= budget_bytes and ttfi_s(pinned) <= _CLOSE * ttfi_s(best):
-        best = pinned
-    tables, size_bytes = best.tables, best.size_bytes + front_bytes(best)
-    if model.pin != "auto":  # the rest, too, whatever it is worth
+    fitting = [choice for choice in model.choices() if choice.size_bytes <= budget_bytes]
+    best = min(fitting, key=lambda choice: (ttfi_s(choice), choice.size_bytes))
+    if model.tables and best.tables != model.tables:
+        pinned = choice_of(model.tables, model.layers, bandwidth, model.setup_s)
+        if pinned.size_bytes <= budget_bytes and ttfi_s(pinned) <= _CLOSE * ttfi_s(best):
+            best = pinned
+    front_bytes = budget_bytes - best.size_bytes
+    if model.pin == "auto":
+        front_bytes = min(front_bytes, zero_bubble_bytes(model.layers, bandwidth, model.setup_s, best.tables))
+    tables, size_bytes = best.tables, best.size_bytes + min(front_bytes, model.streamed_bytes)
+    if model.pin != "auto" and not model.barred:  # the rest, too, whatever it is worth
         for no, layer in enumerate(model.layers):
             if layer.on_demand and no not in tables and 0 < layer.size_bytes <= budget_bytes - size_bytes:
                 tables, size_bytes = (*tables, no), size_bytes + layer.size_bytes

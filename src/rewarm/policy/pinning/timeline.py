@@ -68,9 +68,9 @@ def zero_bubble_bytes(
     Written as the most, over k, by which the first k layers' bytes exceed what is read while the layers before k run.
     """
     missing, streamed, before_s = 0.0, 0, setup_s
-    for layer, compute_s in zip(layers, computes_s(layers, tables), strict=True):
-        if not layer.on_demand:
-            streamed += layer.size_bytes
+    for no, (_, size_bytes, compute_s, on_demand, rows_s) in enumerate(layers):
+        if not on_demand:
+            streamed += size_bytes
             missing = max(missing, streamed - bandwidth_bytes_s * before_s)
-        before_s += compute_s
+        before_s += compute_s if rows_s == 0.0 or no in tables else compute_s + rows_s
     return math.ceil(missing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rewarm.facts.pack import LayerFacts
 from rewarm.policy.pinning.greedy import ModelLoad
 from rewarm.policy.pinning.greedy import plan as shares
-from rewarm.policy.pinning.tables import Share
+from rewarm.policy.pinning.tables import CHOICES_MAX, Share, choices
 
 MB = 1 << 20
 
@@ -84,6 +84,25 @@ def test_what_is_pinned_stays_if_the_gain_is_small() -> None:
     layers = [LayerFacts("front", 100 * MB, 0.1), *tables]
     assert shares([ModelLoad("m", layers, 1000.0 * MB, 1.0)], 15 * MB)["m"].tables == (2,)
     assert shares([ModelLoad("m", layers, 1000.0 * MB, 1.0, tables=(1,))], 15 * MB)["m"].tables == (1,)
+
+
+def test_what_others_are_saved_by_the_front_is_not_the_worth_of_a_table() -> None:
+    layers = [LayerFacts("body", 10 * MB, 0.0), LayerFacts("table", 400 * MB, 0.0, True, 0.008)]
+    variant = ModelLoad(
+        "v", layers, 1000.0 * MB, 1.0, spans=[("body", 0, 10 * MB)], worth_to_others=9.0 / (1000.0 * MB),
+        table_spans={1: [("v", 0, 400 * MB)]},
+    )  # fmt: skip
+    other = ModelLoad("x", [LayerFacts("only", 400 * MB, 0.0)], 1000.0 * MB, 5.0)
+    assert shares([variant, other], 410 * MB) == {"v": Share(10 * MB), "x": Share(400 * MB)}
+
+
+def test_the_planner_is_quick_with_many_tables() -> None:
+    """Thirty tables among two thousand layers: the best of a few, not of a billion."""
+    layers = [LayerFacts(str(n), MB, 0.0001, n % 66 == 0, 0.001 * (n % 7 + 1) * (n % 66 == 0)) for n in range(2000)]
+    found = choices(layers, 1000.0 * MB)
+    assert len(found) <= CHOICES_MAX + 1
+    assert found[0].tables == ()
+    assert max(len(one.tables) for one in found) >= 20
 
 
 def test_a_table_that_another_has_pinned_costs_nothing() -> None:
