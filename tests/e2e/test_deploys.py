@@ -166,27 +166,27 @@ def test_many_large_uploads_at_once(server: Any, until: Callable[..., Any]) -> N
 
 
 def test_an_earlier_version_is_served_again(server: Any) -> None:
-    refused = server.cli("rollback", "hello")
+    refused = server.cli("rollback", "again")
     assert (refused.code, "no function" in refused.err) == (2, True)
     for word in ("one", "two", "three"):
-        server.deploy(HELLO.replace("hello", word), name="hello", handler="app.handler")
-    kept = json.loads(server.cli("versions", "hello", "--json").out)["versions"]
+        server.deploy(HELLO.replace("hello", word), name="again", handler="app.handler")
+    kept = json.loads(server.cli("versions", "again", "--json").out)["versions"]
     assert [(found["version"], found["current"]) for found in kept] == [(3, True), (2, False)]
-    assert "current" in server.cli("versions", "hello").out
+    assert "current" in server.cli("versions", "again").out
 
-    done = server.cli("rollback", "hello")
-    assert (done.code, "deployed hello version 4" in done.out) == (0, True), done
-    assert server.invoke("hello", {}).json() == "two"
-    assert server.function("hello")["digest"] == kept[1]["digest"]
-    server.cli("rollback", "hello")
-    assert server.invoke("hello", {}).json() == "three", "a second one undoes the first"
+    done = server.cli("rollback", "again")
+    assert (done.code, "deployed again version 4" in done.out) == (0, True), done
+    assert server.invoke("again", {}).json() == "two"
+    assert server.function("again")["digest"] == kept[1]["digest"]
+    server.cli("rollback", "again")
+    assert server.invoke("again", {}).json() == "three", "a second one undoes the first"
 
-    for words, text in ((("--to", "1"), "version 1 of hello is not kept; there are 4, 5"), (("--to", "0"), "--to")):
-        refused = server.cli("rollback", "hello", *words)
+    for words, text in ((("--to", "1"), "version 1 of again is not kept; there are 4, 5"), (("--to", "0"), "--to")):
+        refused = server.cli("rollback", "again", *words)
         assert (refused.code, text in refused.err) == (2, True), refused
-    same = server.cli("rollback", "hello", "--to", "5")
+    same = server.cli("rollback", "again", "--to", "5")
     assert (same.code, same.out.startswith("unchanged")) == (0, True), same
-    server.deploy(HELLO, name="alone", handler="app.handler")
-    refused = server.cli("rollback", "alone")
+    server.deploy(HELLO, name="only-one", handler="app.handler")
+    refused = server.cli("rollback", "only-one")
     assert (refused.code, "only version 1 is kept" in refused.err) == (2, True), refused
-    assert server.invoke("alone", {}).json() == "hello"
+    assert server.invoke("only-one", {}).json() == "hello"
