@@ -48,7 +48,7 @@ def models(node: Node, desk: ModelDesk, stats: Mapping[str, FunctionStats], now:
     return [
         {
             "key": model.key, "functions": sorted(model.wishes), "pin": model.pin,
-            "weights_bytes": sum(layer.size_bytes for layer in model.layers),
+            "weights_bytes": model.total_bytes,
             "streamed_bytes": model.streamed_bytes,
             "pinned_bytes": model.pinned_bytes, "pinned_tables": [model.layers[no].name for no in model.tables],
             "bandwidth_bytes_s": model.bandwidth_bytes_s,

@@ -50,18 +50,15 @@ def deploy_again(
     Its code is not imported again to see what it defines, but its weights are packed and its guest proved as at any
     deploy. Raises NotFound and BadRequest, and what `deploy` raises.
     """
-    current = store.get(name)
-    others = [revision for revision in store.history(name) if revision.version != current.version]
-    if not others:
-        raise BadRequest(f"of {name} only version {current.version} is kept, which is the current one")
+    kept = {revision.version: revision for revision in store.history(name)}  # the current one is the newest, and first
+    if len(kept) == 1:
+        raise BadRequest(f"of {name} only version {next(iter(kept))} is kept, which is the current one")
     if version is None:
-        chosen = next((revision for revision in others if revision.version < current.version), others[0])
-    else:
-        kept = {revision.version: revision for revision in [current, *others]}
-        if version not in kept:
-            there = ", ".join(str(number) for number in sorted(kept))
-            raise BadRequest(f"version {version} of {name} is not kept; there are {there}")
-        chosen = kept[version]
+        version = list(kept)[1]
+    if version not in kept:
+        there = ", ".join(str(number) for number in sorted(kept))
+        raise BadRequest(f"version {version} of {name} is not kept; there are {there}")
+    chosen = kept[version]
     return _publish(store, store.stage_again(chosen), chosen.spec, prove)
 
 

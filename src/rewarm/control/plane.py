@@ -165,13 +165,12 @@ class ControlPlane:
     async def versions(self, name: str) -> dict[str, Any]:
         """What is kept of a function, the newest first. Raises NotFound."""
         kept = await asyncio.to_thread(self.store.history, name)
-        current = await asyncio.to_thread(self.store.get, name)
         return {
             "name": name,
             "versions": [
                 {
                     "version": revision.version, "digest": revision.digest, "created_at": revision.created_at,
-                    "weights_bytes": revision.weights_bytes, "current": revision.version == current.version,
+                    "weights_bytes": revision.weights_bytes, "current": revision is kept[0],
                 }
                 for revision in kept
             ],

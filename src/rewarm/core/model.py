@@ -10,7 +10,7 @@ from rewarm.core.state import INF
 from rewarm.facts.function import Pin
 from rewarm.facts.pack import LayerFacts, PackFacts
 from rewarm.policy.pinning.greedy import ModelLoad, tables_bytes
-from rewarm.policy.pinning.sharing import Spans
+from rewarm.policy.pinning.sharing import Spans, spans_of
 from rewarm.policy.pinning.tables import Choice, Share, choices
 from rewarm.policy.pinning.timeline import ttfi_with_pin_s
 
@@ -47,9 +47,8 @@ class Model:
 
     __slots__ = (
         "_cold_at_s", "_cold_per_s", "_found", "_found_for", "_machine", "_rows_passes", "_speeds", "_table_spans",
-        "barred_until_s", "key", "layers",
-        "limit_bytes", "limit_until_s", "ordered_bytes", "passes", "pinned_bytes", "setup_s", "sharers", "spans",
-        "streamed_bytes", "tables", "total_bytes", "waiting", "wishes",
+        "barred_until_s", "key", "layers", "limit_bytes", "limit_until_s", "ordered_bytes", "passes", "pinned_bytes",
+        "setup_s", "sharers", "spans", "streamed_bytes", "tables", "total_bytes", "waiting", "wishes",
     )  # fmt: skip
 
     def __init__(self, facts: PackFacts, machine: Speeds) -> None:
@@ -126,7 +125,7 @@ class Model:
 
     def spans_of(self, tables: Sequence[int]) -> Spans:
         """`tables`, then what is streamed."""
-        return [*(span for table in tables for span in self._table_spans.get(table, ())), *self.spans]
+        return spans_of(tables, self._table_spans, self.spans)
 
     def lesser_tables(self) -> list[int]:
         """The pinned ones that are worth less per byte than the front, the least first."""

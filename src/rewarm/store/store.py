@@ -184,7 +184,7 @@ class Store:
         return self._survey()[1]
 
     def history(self, name: str) -> list[Revision]:
-        """The revisions of a function that are kept, newest first. Raises NotFound."""
+        """The revisions of a function that are kept, newest first, which is the current one. Raises NotFound."""
         with self._lock:
             return self._registry.revisions(name)
 

@@ -126,12 +126,12 @@ class Index:
         """The bytes that a layer needs, by file and place, each once; neighbours are one span."""
         entries = (self.tensors[name] for name in self.layers[layer_no].tensors)
         pages = (_pages(entry, self.files[entry.file].size_bytes) for entry in entries if entry.begin < entry.end)
-        return _merged(sorted(pages))
+        return merged(sorted(pages))
 
     def streamed_spans(self) -> tuple[Span, ...]:
         """The bytes of all layers that are not on demand, in execution order, each once."""
         own = zip(self.layers, self._own_spans, strict=True)
-        return _merged(span for layer, spans in own if not layer.on_demand for span in spans)
+        return merged(span for layer, spans in own if not layer.on_demand for span in spans)
 
     def pinned_spans(self, tables: Collection[int] = ()) -> tuple[Span, ...]:
         """Of which the first B bytes are pinned: `tables`, of the layers on demand, then what is streamed.
@@ -158,7 +158,7 @@ class Index:
         taken: tuple[Span, ...] = ()
         for layer_no in sorted(range(len(self.layers)), key=lambda number: self.layers[number].on_demand):
             own[layer_no] = tuple(part for span in self.spans(layer_no) for part in _without(span, taken))
-            taken = _merged(sorted((*taken, *own[layer_no])))
+            taken = merged(sorted((*taken, *own[layer_no])))
         return tuple(own[layer_no] for layer_no in range(len(self.layers)))
 
     def dumps(self) -> bytes:
@@ -301,7 +301,7 @@ def _pages(entry: TensorEntry, file_bytes: int) -> Span:
     return Span(entry.file, begin, min(-(-entry.end // ALIGN_BYTES) * ALIGN_BYTES, file_bytes))
 
 
-def _merged(spans: Iterable[Span]) -> tuple[Span, ...]:
+def merged(spans: Iterable[Span]) -> tuple[Span, ...]:
     """What follows on what stands before it becomes one with it."""
     merged: list[Span] = []
     for span in spans:
@@ -315,7 +315,7 @@ def _merged(spans: Iterable[Span]) -> tuple[Span, ...]:
 
 def without(spans: Iterable[Span], taken: Iterable[Span]) -> Iterator[Span]:
     """What is in the one and not in the other."""
-    ordered = _merged(sorted(taken))
+    ordered = merged(sorted(taken))
     for span in spans:
         yield from _without(span, ordered)
 

@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from rewarm import kernel
 from rewarm.errors import WeightsCorrupt
@@ -55,9 +56,9 @@ def _address(mapping: mmap.mmap) -> int:
     return address
 
 
-def ask_for_rows(begin: int, row_bytes: int, count: int, numbers: Iterable[int]) -> bool:
-    """Begin to read rows of a mapped table, of `count` rows from address `begin` on, without waiting. True if there is
-    nothing to read.
+def ask_for_rows(begin: int, row_bytes: int, count: int, numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Begin to read rows of a mapped table, of `count` rows from address `begin` on, without waiting → where that is,
+    for `wait_for`; nowhere if all are in memory.
 
     All are asked for at once. One after the other they would be page faults, each waiting behind a large read. A number
     that no row has is passed over. It never fails: who touches the rows will meet the same fault.
@@ -66,13 +67,13 @@ def ask_for_rows(begin: int, row_bytes: int, count: int, numbers: Iterable[int])
     there = all(_is_resident(first, last) for first, last in runs)
     for first, last in runs:
         _libc.madvise(first, last - first, mmap.MADV_WILLNEED)
-    return there
+    return [] if there else runs
 
 
-def wait_for_rows(begin: int, row_bytes: int, count: int, numbers: Iterable[int]) -> float:
-    """Until they are in memory → seconds. Never fails."""
+def wait_for(runs: Iterable[tuple[int, int]]) -> float:
+    """Until these pages, from and to addresses, are in memory → seconds. Never fails."""
     since_s = time.perf_counter()
-    for first, last in _row_runs(begin, row_bytes, count, numbers):
+    for first, last in runs:
         _libc.madvise(first, last - first, _MADV_POPULATE_READ)
     return time.perf_counter() - since_s
 
@@ -94,9 +95,18 @@ def _row_runs(begin: int, size_bytes: int, count: int, numbers: Iterable[int]) -
 
 
 def _is_resident(first: int, last: int) -> bool:
-    """Whether every page is in memory. For who may not write to the file the kernel says so of all."""
+    """Whether every page is in memory."""
+    residency = _residency(first, last)
+    return residency is not None and 0 not in residency
+
+
+def _residency(first: int, last: int) -> bytes | None:
+    """A byte for each page: 1 if it is in memory (mincore(2)); None where that cannot be told.
+
+    For who neither owns the file nor may write to it, the kernel says that all of it is there.
+    """
     vector = ctypes.create_string_buffer((last - first) // PAGE_BYTES)
-    return _libc.mincore(first, last - first, vector) == 0 and 0 not in vector.raw[: (last - first) // PAGE_BYTES]
+    return vector.raw if _libc.mincore(first, last - first, vector) == 0 else None
 
 
 class Mapped:
@@ -181,13 +191,9 @@ class Mapped:
             if _libc.madvise(self._address + first, last - first, mmap.MADV_RANDOM) != 0:
                 self._fail("madvise")
 
-    def ask_for_rows(self, begin: int, row_bytes: int, count: int, numbers: Iterable[int]) -> bool:
+    def ask_for_rows(self, begin: int, row_bytes: int, count: int, numbers: Iterable[int]) -> list[tuple[int, int]]:
         """As the function, for a table from byte `begin` of the file on."""
         return ask_for_rows(self._address + begin, row_bytes, count, numbers)
-
-    def wait_for_rows(self, begin: int, row_bytes: int, count: int, numbers: Iterable[int]) -> float:
-        """As the function, likewise."""
-        return wait_for_rows(self._address + begin, row_bytes, count, numbers)
 
     def is_cached(self) -> bool:
         """Whether all of it is in memory; False also where the kernel does not tell (`kernel.cached_bytes`)."""
@@ -214,10 +220,10 @@ class Mapped:
     def _residency(self, begin: int, end: int) -> Iterator[bytes]:
         """A byte for each page of the range: 1 if it is in memory."""
         for first, last in self._chunks(begin, end):
-            vector = ctypes.create_string_buffer((last - first) // PAGE_BYTES)
-            if _libc.mincore(self._address + first, last - first, vector) != 0:
+            residency = _residency(self._address + first, self._address + last)
+            if residency is None:
                 self._fail("mincore")
-            yield vector.raw
+            yield residency
 
     def lock(self, begin: int, end: int) -> None:
         """Read the range in and keep it in memory until it is unlocked or the mapping closed: mlock(2).
@@ -259,6 +265,6 @@ class Mapped:
         last = -(-end // PAGE_BYTES) * PAGE_BYTES
         return [(at, min(at + CHUNK_BYTES, last)) for at in range(first, last, CHUNK_BYTES)]
 
-    def _fail(self, call: str) -> None:
+    def _fail(self, call: str) -> NoReturn:
         error = ctypes.get_errno()
         raise OSError(error, f"{call}: {os.strerror(error)}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rewarm.errors import RewarmError, WeightsCorrupt
-from rewarm.weights.format import Pack, Span, open_pack, without
+from rewarm.weights.format import Pack, Span, merged, open_pack, without
 from rewarm.weights.pages import CHUNK_BYTES, PAGE_BYTES, Mapped
 
 #: Pins are looked after once in so long: a file that was cut, pages that could not be locked and are gone.
@@ -51,6 +51,10 @@ def part(spans: Iterable[Span], begin: int, end: int) -> Iterator[Span]:
         if first < last:
             yield Span(span.file, span.begin + first, span.begin + last)
         at += span.end - span.begin
+
+
+def _size_bytes(spans: Iterable[Span]) -> int:
+    return sum(span.end - span.begin for span in spans)
 
 
 def fetch(pack: Pack, spans: Iterable[Span], stopped: Callable[[], bool]) -> Fetched | None:
@@ -87,61 +91,46 @@ class Pin:
         """Raises WeightsCorrupt and SystemFault."""
         self.pack = open_pack(folder, tensors_dir)
         self.wanted_bytes = 0
-        self.tables: tuple[int, ...] = ()
-        self.locked_bytes = 0
         self.refused = ""  # why pages cannot be locked; they are touched instead
+        self._wanted: list[Span] = []  # in the order in which it is read
+        self._locked: tuple[Span, ...] = ()
         self._mapped: dict[int, Mapped] = {}
-        self._lay_out()
 
-    def _lay_out(self) -> None:
-        self._spans = self.pack.index.pinned_spans(self.tables)
-        self._total_bytes = sum(span.end - span.begin for span in self._spans)
-
-    def want(self, wanted_bytes: int, tables: tuple[int, ...]) -> None:
+    def want(self, wanted_bytes: int, tables: tuple[int, ...] = ()) -> None:
         """From now on so many bytes, of which those of `tables` are the first."""
         self.wanted_bytes = wanted_bytes
         self.refused = ""  # with less, or less elsewhere, it may be possible now
-        if tables != self.tables:
-            self._keep_common(tables)
-
-    def _keep_common(self, tables: tuple[int, ...]) -> None:
-        """Lay out anew. What is wanted before and after stays locked, and is locked once more, which costs nothing."""
-        before = list(part(self._spans, 0, self.locked_bytes))
-        self.tables = tables
-        self._lay_out()
-        wanted = list(part(self._spans, 0, self.target_bytes))
-        for file, begin, end in without(before, wanted):
-            begin, end = begin + -begin % PAGE_BYTES, end - end % PAGE_BYTES  # pages at the edges may be the others'
-            if begin < end:
-                self._mapped[file].unlock(begin, end)
-        self.locked_bytes = 0
+        self._wanted = list(part(self.pack.index.pinned_spans(tables), 0, wanted_bytes))
 
     @property
     def target_bytes(self) -> int:
         """What is wanted, as far as there is so much."""
-        return min(self.wanted_bytes, self._total_bytes)
+        return _size_bytes(self._wanted)
+
+    @property
+    def locked_bytes(self) -> int:
+        return _size_bytes(self._locked)
 
     @property
     def settled(self) -> bool:
-        return bool(self.refused) or self.locked_bytes == self.target_bytes
+        return bool(self.refused) or self._locked == merged(sorted(self._wanted))
 
     def step(self) -> None:
         """Bring what is locked closer to what is wanted, by one chunk at most. Raises WeightsCorrupt and OSError."""
-        target_bytes = self.target_bytes
-        if target_bytes < self.locked_bytes:
-            for file, begin, end in part(self._spans, target_bytes, self.locked_bytes):
+        if gone := list(without(self._locked, self._wanted)):
+            for file, begin, end in gone:
                 begin += -begin % PAGE_BYTES  # the rest of the page before is kept
                 if begin < end:
                     self._mapped[file].unlock(begin, end)
-            self.locked_bytes = target_bytes
-            if not target_bytes:
+            self._locked = tuple(without(self._locked, gone))
+            if not self._wanted:
                 self.close()
             return
-        target_bytes = min(target_bytes, self.locked_bytes + CHUNK_BYTES)
+        chunk = list(part(without(self._wanted, self._locked), 0, CHUNK_BYTES))
         try:
-            for file, begin, end in part(self._spans, self.locked_bytes, target_bytes):
+            for file, begin, end in chunk:
                 self._map(file).lock(begin, end)
-            self.locked_bytes = target_bytes
+            self._locked = merged(sorted((*self._locked, *chunk)))
         except OSError as error:
             if error.errno not in _LOCK_REFUSED:
                 raise
@@ -158,13 +147,13 @@ class Pin:
         for mapped in self._mapped.values():
             mapped.check()
         if self.refused:
-            fetch(self.pack, part(self._spans, 0, self.target_bytes), stopped)
+            fetch(self.pack, self._wanted, stopped)
 
     def close(self) -> None:
         """Unmap, and unlock by that."""
         while self._mapped:
             self._mapped.popitem()[1].close()
-        self.locked_bytes = 0
+        self._locked = ()
 
 
 class Storage:

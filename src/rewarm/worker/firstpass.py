@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from rewarm.weights.format import Index, LayerEntry
-from rewarm.weights.pages import ROWS_MAX, ask_for_rows, wait_for_rows
+from rewarm.weights.pages import ROWS_MAX, ask_for_rows, wait_for
 
 #: They use the parameters of their children without calling these.
 _WHOLE = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -171,8 +171,8 @@ def _look_ahead(table: Any, ids: Any) -> float | None:
     weight = table.weight
     row_bytes = weight.stride(0) * weight.element_size()
     rows = torch.unique(ids)[:ROWS_MAX].tolist()
-    asked = weight.data_ptr(), row_bytes, weight.shape[0], rows
-    return None if ask_for_rows(*asked) else wait_for_rows(*asked)
+    missing = ask_for_rows(weight.data_ptr(), row_bytes, weight.shape[0], rows)
+    return wait_for(missing) if missing else None
 
 
 class FirstPass:

@@ -31,7 +31,7 @@ import onnxruntime
 
 from rewarm.errors import RewarmError
 from rewarm.weights.format import GRAPH_NAME, Pack
-from rewarm.weights.pages import ROWS_MAX, Mapped
+from rewarm.weights.pages import ROWS_MAX, Mapped, wait_for
 
 #: Well beyond the runs that pay for making the second session in time (BERT-base: 6 to 16), since its copy of the
 #: weights costs memory for as long as the instance lives. A choice, not tuned.
@@ -184,15 +184,14 @@ class PackedSession(onnxruntime.InferenceSession):  # type: ignore[misc]
         ]  # fmt: skip
         inputs = [value for value in feed.values() if isinstance(value, np.ndarray) and value.dtype.kind in "iu"]
         rows = sorted({row for value in inputs for row in np.unique(value)[:ROWS_MAX].tolist()})
-        missing: list[tuple[int, int, int, int]] = []
+        missing: list[tuple[int, list[tuple[int, int]]]] = []
         for no, table in tables:
-            begin, count = table.begin, table.shape[0]
-            row_bytes = (table.end - begin) // count
-            if not mapped.ask_for_rows(begin, row_bytes, count, rows):
-                missing.append((no, begin, row_bytes, count))
+            row_bytes = (table.end - table.begin) // table.shape[0]
+            missing.append((no, mapped.ask_for_rows(table.begin, row_bytes, table.shape[0], rows)))
         waited_s: dict[int, float] = {}
-        for no, begin, row_bytes, count in missing if len(rows) <= _ROWS_WAITED else ():
-            waited_s[no] = waited_s.get(no, 0.0) + mapped.wait_for_rows(begin, row_bytes, count, rows)
+        for no, runs in missing if len(rows) <= _ROWS_WAITED else ():
+            if runs:
+                waited_s[no] = waited_s.get(no, 0.0) + wait_for(runs)
         return waited_s
 
     def _answer(self, method: str, arguments: tuple[Any, ...]) -> Any:

@@ -239,7 +239,8 @@ def test_what_rows_take_is_a_mean_and_nonsense_is_not_believed() -> None:
     assert [layer.rows_s for layer in model(w, "f").layers] == [0.0, pytest.approx(0.03)]
 
 
-def test_a_table_goes_before_the_front_if_that_is_worth_more() -> None:
+def with_a_pinned_table() -> World:
+    """Of less worth per byte than the front; and another function, for which there is no room beside both."""
     w = world(180)
     w.deploy("f", pack=with_table("f"))
     w.deploy("other")
@@ -247,6 +248,11 @@ def test_a_table_goes_before_the_front_if_that_is_worth_more() -> None:
     looked_up(w, "f", 0.01)
     settle(w)
     assert w.done(m.Pin)[-1] == m.Pin("f", 150 * MB, (1,))
+    return w
+
+
+def test_a_table_goes_before_the_front_if_that_is_worth_more() -> None:
+    w = with_a_pinned_table()
     call(w, "other")
     assert w.done(m.Pin)[-1].tables == ()
     assert w.done(m.Pin)[-1].size_bytes >= 100 * MB - MB
@@ -254,12 +260,7 @@ def test_a_table_goes_before_the_front_if_that_is_worth_more() -> None:
 
 def test_a_table_that_made_room_does_not_come_and_go() -> None:
     """Another function is started once a minute, for an hour, and each time its instance needs the room."""
-    w = world(180)
-    w.deploy("f", pack=with_table("f"))
-    w.deploy("other")
-    call(w, "f")
-    looked_up(w, "f", 0.01)
-    settle(w)
+    w = with_a_pinned_table()
     for _ in range(60):
         call(w, "other")
         w.run_for(60.0)

@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 
 from rewarm.facts.function import Pin
 from rewarm.facts.pack import LayerFacts
-from rewarm.policy.pinning.sharing import Held, Spans
+from rewarm.policy.pinning.sharing import Held, Spans, spans_of
 from rewarm.policy.pinning.tables import Choice, Share, choice_of, choices
 from rewarm.policy.pinning.timeline import zero_bubble_bytes
 
@@ -56,7 +56,7 @@ class ModelLoad(NamedTuple):
 
     def spans_of(self, tables: Sequence[int]) -> Spans:
         """Of which a Share's bytes are the first."""
-        return [*(span for table in tables for span in self.table_spans.get(table, ())), *self.spans]
+        return spans_of(tables, self.table_spans, self.spans)
 
     @property
     def worth_per_byte(self) -> float:

@@ -7,9 +7,14 @@ equal. What a model pins are the first bytes of its spans, and what is held for 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 Spans = Sequence[tuple[str, int, int]]
+
+
+def spans_of(tables: Sequence[int], table_spans: Mapping[int, Spans], streamed: Spans) -> Spans:
+    """What is pinned of a model, from the first byte on: `tables`, then what is streamed."""
+    return [*(span for table in tables for span in table_spans.get(table, ())), *streamed]
 
 
 class Held:
